@@ -1,0 +1,78 @@
+"""Convolution blocks of the mobile families."""
+
+from keras import activations, layers, ops
+
+from keras_vits.layers.regularize import DropPath
+
+
+class ConvNorm(layers.Layer):
+    """(B,H,W,C) -> (B,H/s,W/s,width): activation(bn(conv(x))). MobileNetV2 (arXiv 1801.04381), section 3.
+
+    The convolution has no bias. The image is padded by kernel_size // 2 on every side, as PyTorch does it; `"same"`
+    equals that at stride 1 only.
+
+    Args:
+        width: output channels; `None` makes the convolution depthwise.
+        kernel_size: side of the kernel in pixels, odd.
+        strides: s.
+        activation: name of a Keras activation, or `None`.
+    """
+
+    def __init__(self, width, kernel_size=1, strides=1, activation="silu", **kwargs):
+        super().__init__(**kwargs)
+        self.activation = activation
+        self.border = kernel_size // 2 if strides > 1 else 0
+        options = dict(
+            strides=strides,
+            padding="valid" if self.border else "same",
+            use_bias=False,
+            name="conv",
+            dtype=self.dtype_policy,
+        )
+        if width is None:
+            self.conv = layers.DepthwiseConv2D(kernel_size, **options)
+        else:
+            self.conv = layers.Conv2D(width, kernel_size, **options)
+        self.bn = layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name="bn", dtype=self.dtype_policy)
+
+    def build(self, shape):
+        batch, height, width, channels = shape
+        padded = (batch, height + 2 * self.border, width + 2 * self.border, channels)
+        self.conv.build(padded)
+        self.bn.build(self.conv.compute_output_shape(padded))
+
+    def call(self, x):
+        if self.border:
+            x = ops.pad(x, ((0, 0), (self.border, self.border), (self.border, self.border), (0, 0)))
+        return activations.get(self.activation)(self.bn(self.conv(x)))
+
+
+class InvertedResidual(layers.Layer):
+    """(B,H,W,C) -> (B,H/s,W/s,width): project(depthwise(expand(x))), + x if the shape stays. MobileNetV2, section 3.3.
+
+    Args:
+        width: output channels.
+        strides: s.
+        expansion: channels between the two 1 x 1 convolutions, as a multiple of C.
+        drop_path: probability that a sample loses the branch beside x in training.
+    """
+
+    def __init__(self, width, strides=1, expansion=4, drop_path=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.width, self.strides, self.expansion = width, strides, expansion
+        self.depthwise = ConvNorm(None, 3, strides, name="depthwise", dtype=self.dtype_policy)
+        self.project = ConvNorm(width, activation=None, name="project", dtype=self.dtype_policy)
+        self.drop_path = DropPath(drop_path, name="drop_path", dtype=self.dtype_policy)
+
+    def build(self, shape):
+        hidden = self.expansion * shape[-1]
+        self.expand = ConvNorm(hidden, name="expand", dtype=self.dtype_policy)
+        self.expand.build(shape)
+        self.depthwise.build((*shape[:-1], hidden))
+        self.project.build((*(shape[0], shape[1] // self.strides, shape[2] // self.strides), hidden))
+        self.drop_path.build(shape)
+        self.residual = self.strides == 1 and shape[-1] == self.width
+
+    def call(self, x):
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + self.drop_path(y) if self.residual else y

@@ -1,0 +1,185 @@
+"""MobileViT v2.
+
+    image -> stem -> stages 0, 1 (inverted residuals) -> stages 2, 3, 4 (inverted residual, MobileViT v2 block)
+          -> pool (mean) -> head
+
+Paper    Mehta and Rastegari, Separable Self-attention for Mobile Vision Transformers, arXiv 2206.02680.
+Code     timm/models/mobilevit.py and byobnet.py (Apache-2.0), whose variant names and checkpoints these are.
+Differs  Height and width must be multiples of 64 (total stride x patch size): timm resizes the feature maps of other
+         sizes instead. drop_path applies to residual branches only: timm also drops the outputs of the stride-2 blocks,
+         which have no shortcut to fall back on. The norm over a whole feature map has epsilon 1e-5, as in timm.
+"""
+
+from dataclasses import dataclass
+
+from keras import layers, ops
+
+from keras_vits.layers import ConvNorm, DropPath, InvertedResidual, Mlp, drop_path_rates, fold, unfold
+from keras_vits.model import VisionModel
+from keras_vits.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class MobileViTV2Config:
+    image_size: int | tuple[int, int] = 256  # pixels, or (height, width)
+    in_channels: int = 3
+    patch_size: int = 2  # side of a patch in pixels of the feature map
+    stem_width: int
+    widths: tuple[int, ...]  # output channels of each stage
+    depths: tuple[int, ...] = (1, 2, 1, 1, 1)  # inverted residuals in each stage
+    token_widths: tuple[int, ...]  # D of the MobileViT v2 blocks, which end the last stages
+    token_depths: tuple[int, ...] = (2, 4, 3)  # L, transformer layers in each of them
+    expansion: int = 2  # hidden channels of an inverted residual, as a multiple of its input's
+    mlp_expansion: int = 2  # hidden width of a transformer layer's perceptron, as a multiple of D
+    num_classes: int = 1000  # K; 0 stops at the pooled features (B,C)
+    drop_path: float = 0.0  # probability at the last block, growing linearly from 0
+
+
+class MapNorm(layers.Layer):
+    """(B,P,N,D) -> (B,P,N,D): zero mean and unit variance over the whole map, then an affine map of each channel.
+
+    Group normalisation (arXiv 1803.08494) with one group.
+    """
+
+    def build(self, shape):
+        self.gamma = self.add_weight(shape=shape[-1:], initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=shape[-1:], initializer="zeros", name="beta")
+
+    def call(self, x):
+        return ops.layer_normalization(x, axis=[1, 2, 3], epsilon=1e-5) * self.gamma + self.beta
+
+
+class SeparableAttention(layers.Layer):
+    """(B,P,N,D) -> (B,P,N,D): out(relu(v) * sum over N of softmax(q) k). MobileViT v2, section 3.
+
+    A token has one score q, so the cost is linear in N. One dense layer computes q, k and v together, in this order.
+    """
+
+    def build(self, shape):
+        width = shape[-1]
+        self.qkv = layers.Dense(1 + 2 * width, name="qkv", dtype=self.dtype_policy)
+        self.out = layers.Dense(width, name="out", dtype=self.dtype_policy)
+        self.qkv.build(shape)
+        self.out.build(shape)
+
+    def call(self, x):
+        width = x.shape[-1]
+        qkv = self.qkv(x)
+        scores = ops.softmax(ops.transpose(qkv[..., :1], (0, 1, 3, 2)))  # (B,P,1,N)
+        context = ops.matmul(scores, qkv[..., 1 : 1 + width])  # (B,P,1,D)
+        return self.out(ops.relu(qkv[..., 1 + width :]) * context)
+
+
+class SeparableBlock(layers.Layer):
+    """(B,P,N,D) -> (B,P,N,D): x + attention(norm1(x)), then x + mlp(norm2(x)). MobileViT v2, section 3."""
+
+    def __init__(self, mlp_hidden, drop_path=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.norm1 = MapNorm(name="norm1", dtype=self.dtype_policy)
+        self.attention = SeparableAttention(name="attention", dtype=self.dtype_policy)
+        self.norm2 = MapNorm(name="norm2", dtype=self.dtype_policy)
+        self.mlp = Mlp(mlp_hidden, "silu", name="mlp", dtype=self.dtype_policy)
+        self.drop_path = DropPath(drop_path, name="drop_path", dtype=self.dtype_policy)
+
+    def build(self, shape):
+        for layer in (self.norm1, self.attention, self.norm2, self.mlp, self.drop_path):
+            layer.build(shape)
+
+    def call(self, x):
+        x = x + self.drop_path(self.attention(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class MobileViTV2Block(layers.Layer):
+    """(B,h,w,C) -> (B,h,w,C): out(fold(norm(transformer(unfold(embed(local(x))))))). MobileViT v2, section 3."""
+
+    def __init__(self, token_width, token_depth, mlp_hidden, patch_size=2, drop_path=0.0, **kwargs):
+        super().__init__(**kwargs)
+        dtype = self.dtype_policy
+        self.token_width, self.patch_size = token_width, patch_size
+        self.local = ConvNorm(None, 3, name="local", dtype=dtype)
+        self.embed = layers.Conv2D(token_width, 1, use_bias=False, name="embed", dtype=dtype)
+        self.transformer = [
+            SeparableBlock(mlp_hidden, drop_path, name=f"layer_{i}", dtype=dtype) for i in range(token_depth)
+        ]
+        self.norm = MapNorm(name="norm", dtype=dtype)
+
+    def build(self, shape):
+        batch, height, width, channels = shape
+        self.out = ConvNorm(channels, activation=None, name="out", dtype=self.dtype_policy)
+        self.local.build(shape)
+        self.embed.build(shape)
+        pixels = self.patch_size**2
+        for layer in (*self.transformer, self.norm):
+            layer.build((batch, pixels, height * width // pixels, self.token_width))
+        self.out.build((batch, height, width, self.token_width))
+
+    def call(self, x):
+        height, width = x.shape[1:3]
+        x = unfold(self.embed(self.local(x)), self.patch_size)
+        for layer in self.transformer:
+            x = layer(x)
+        return self.out(fold(self.norm(x), height, width, self.patch_size))
+
+
+def _sizes(multiplier):
+    """A row of the paper's table: widths are a multiple of those of the model 1.0, and D is half of a stage's width."""
+    widths = tuple(int(c * multiplier) for c in (64, 128, 256, 384, 512))
+    return dict(stem_width=int(32 * multiplier), widths=widths, token_widths=tuple(c // 2 for c in widths[2:]))
+
+
+@register
+class MobileViTV2(VisionModel):
+    Config = MobileViTV2Config
+    preprocessing_defaults = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop=0.888)
+    variants = {
+        "mobilevitv2_050": _sizes(0.5),
+        "mobilevitv2_075": _sizes(0.75),
+        "mobilevitv2_100": _sizes(1.0),
+        "mobilevitv2_125": _sizes(1.25),
+        "mobilevitv2_150": _sizes(1.5),
+        "mobilevitv2_175": _sizes(1.75),
+        "mobilevitv2_200": _sizes(2.0),
+    }
+    names = {
+        "timm": {
+            "stem": "stem",
+            "stage_{s}_block_{i}/expand": "stages.{s}.{i}.conv1_1x1",
+            "stage_{s}_block_{i}/depthwise": "stages.{s}.{i}.conv2_kxk",
+            "stage_{s}_block_{i}/project": "stages.{s}.{i}.conv3_1x1",
+            "stage_{s}_block_{i}/local": "stages.{s}.{i}.conv_kxk",
+            "stage_{s}_block_{i}/embed": "stages.{s}.{i}.conv_1x1",
+            "stage_{s}_block_{i}/layer_{j}": "stages.{s}.{i}.transformer.{j}",
+            "stage_{s}_block_{i}/layer_{j}/attention/qkv": "stages.{s}.{i}.transformer.{j}.attn.qkv_proj",
+            "stage_{s}_block_{i}/layer_{j}/attention/out": "stages.{s}.{i}.transformer.{j}.attn.out_proj",
+            "stage_{s}_block_{i}/norm": "stages.{s}.{i}.norm",
+            "stage_{s}_block_{i}/out": "stages.{s}.{i}.conv_proj",
+            "head": "head.fc",
+        }
+    }
+
+    @staticmethod
+    def size_multiple(cfg):
+        return 2 ** len(cfg.widths) * cfg.patch_size  # every stage but the first halves the size, and so does the stem
+
+    @staticmethod
+    def graph(cfg, image):
+        x = ConvNorm(cfg.stem_width, 3, strides=2, name="stem")(image)
+        first = len(cfg.widths) - len(cfg.token_widths)  # stage that begins to have a MobileViT v2 block
+        rates = iter(drop_path_rates(cfg.drop_path, sum(cfg.depths) + len(cfg.token_widths)))
+        for s, (width, depth) in enumerate(zip(cfg.widths, cfg.depths, strict=True)):
+            for i in range(depth):
+                strides = 2 if s > 0 and i == 0 else 1
+                x = InvertedResidual(width, strides, cfg.expansion, next(rates), name=f"stage_{s}_block_{i}")(x)
+            if s >= first:
+                token_width = cfg.token_widths[s - first]
+                x = MobileViTV2Block(
+                    token_width,
+                    cfg.token_depths[s - first],
+                    cfg.mlp_expansion * token_width,
+                    cfg.patch_size,
+                    next(rates),
+                    name=f"stage_{s}_block_{depth}",
+                )(x)
+        x = layers.GlobalAveragePooling2D(name="pool")(x)
+        return layers.Dense(cfg.num_classes, dtype="float32", name="head")(x) if cfg.num_classes else x

@@ -1,0 +1,1 @@
+"""Training: data sets and the fit loop of the command line."""

@@ -1,0 +1,33 @@
+"""One backend for each test process, chosen by KERAS_BACKEND; timm importable beside a CPU build of PyTorch."""
+
+import importlib.util
+import os
+import pathlib
+import sys
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # tests compile far more than they compute
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """The timm package, the numeric reference.
+
+    It imports torchvision, which stops at the missing operator `nms` when its compiled part was built for another
+    PyTorch (a CUDA one, say). Nothing here uses that operator: its name is enough.
+    """
+    torch = pytest.importorskip("torch")
+    package = importlib.util.find_spec("torchvision")
+    try:
+        torch.ops.load_library(pathlib.Path(package.origin).with_name("_C.so"))
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")  # the operators live as long as this
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
+    import timm
+
+    yield timm

@@ -1,0 +1,75 @@
+"""`model.fit` learns from every kind of data set, in float32 and mixed precision, on the current backend."""
+
+import families
+import keras
+import numpy as np
+import pytest
+
+CLASSES = 5
+
+
+def examples(model, count=40):
+    """Images whose mean colour tells their class: (images (count,H,W,C), labels (count,))."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, CLASSES, count).astype("int32")
+    colours = random.normal(0, 2, (CLASSES, model.input_shape[-1]))
+    images = colours[labels][:, None, None] + random.normal(0, 0.3, (count, *model.input_shape[1:]))
+    return images.astype("float32"), labels
+
+
+class Sequence(keras.utils.PyDataset):
+    """Batches of 8."""
+
+    def __init__(self, images, labels):
+        super().__init__()
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images) // 8
+
+    def __getitem__(self, i):
+        return self.images[8 * i : 8 * i + 8], self.labels[8 * i : 8 * i + 8]
+
+
+def as_arrays(images, labels):
+    return dict(x=images, y=labels, batch_size=8)
+
+
+def as_tf_data(images, labels):
+    tf = pytest.importorskip("tensorflow")
+    return dict(x=tf.data.Dataset.from_tensor_slices((images, labels)).batch(8))
+
+
+def as_data_loader(images, labels):
+    torch = pytest.importorskip("torch")
+    pairs = torch.utils.data.TensorDataset(torch.from_numpy(images), torch.from_numpy(labels).long())
+    return dict(x=torch.utils.data.DataLoader(pairs, batch_size=8, shuffle=True))
+
+
+def as_pydataset(images, labels):
+    return dict(x=Sequence(images, labels))
+
+
+def learns(model, data):
+    model.compile(
+        keras.optimizers.AdamW(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
+    losses = model.fit(**data, epochs=6, verbose=0).history["loss"]
+    assert np.isfinite(losses).all()
+    assert min(losses[3:]) < 0.7 * losses[0], losses
+
+
+@pytest.mark.parametrize("data", [as_arrays, as_tf_data, as_data_loader, as_pydataset], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_every_data_set(data, dtype):
+    model = families.FAMILIES[0].create(dtype=dtype)
+    learns(model, data(*examples(model)))
+
+
+@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda f: f.name)
+def test_every_family(family):
+    model = family.create(dtype="mixed_bfloat16", drop_path=0.1)
+    before = {v.path: keras.ops.convert_to_numpy(v) for v in model.trainable_weights}
+    learns(model, as_arrays(*examples(model)))
+    still = [v.path for v in model.trainable_weights if np.array_equal(before[v.path], keras.ops.convert_to_numpy(v))]
+    assert not still, "these weights did not train"

@@ -1,0 +1,70 @@
+"""Each family computes what timm computes: weights in the hub's layout in, the same logits and block outputs out."""
+
+import families
+import keras
+import numpy as np
+import pytest
+
+import keras_vits
+
+
+def randomized(reference, seed=0):
+    """A timm model with every parameter and running statistic random, none of them 0 or 1."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in reference.state_dict().items():
+            if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            elif name.endswith("weight"):
+                gain = 1.3 if tensor.ndim == 4 else 1  # convolutions end in activations that shrink the signal
+                tensor.normal_(0, gain * tensor[0].numel() ** -0.5, generator=generator)
+            elif tensor.is_floating_point():
+                tensor.normal_(0, 0.2, generator=generator)
+    return reference.eval()
+
+
+def nested(name):
+    """timm's name of a block: block_3 -> blocks.3, stage_2_block_1 -> stages.2.1."""
+    numbers = ".".join(part for part in name.split("_") if part.isdigit())
+    return f"{'stages' if name.startswith('stage') else 'blocks'}.{numbers}"
+
+
+def outputs(reference, images, blocks):
+    """timm's logits, and the outputs of some blocks, channels last."""
+    import torch
+
+    found = {}
+    for name in blocks:
+        reference.get_submodule(nested(name)).register_forward_hook(lambda m, i, o, name=name: found.update({name: o}))
+    with torch.no_grad():
+        logits = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    return logits.numpy(), [found[n].movedim(1, -1).numpy() if found[n].ndim == 4 else found[n].numpy() for n in blocks]
+
+
+def close(ours, theirs):
+    scale = np.abs(theirs).max()
+    assert ours.shape == theirs.shape
+    assert np.ptp(theirs, axis=0).max() > 0.05 * scale, "the same numbers for every image prove nothing"
+    assert np.abs(ours - theirs).max() <= 1e-4 * scale
+
+
+@pytest.mark.parametrize("size", ["tiny", "full"])
+@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda f: f.name)
+def test_logits_and_blocks_equal_timm(timm, family, size, tmp_path):
+    reference = randomized(family.timm_tiny(timm) if size == "tiny" else timm.create_model(family.variant))
+    timm.models.save_for_hf(reference, tmp_path, safe_serialization=True, model_args={"blocks": None})
+    shape = {k: v for k, v in family.tiny.items() if k != "num_classes"} if size == "tiny" else {}
+    model = keras_vits.create(family.variant, weights=tmp_path, **shape)
+
+    assert model.cfg.num_classes == reference.num_classes
+    blocks = [layer.name for layer in model.layers if "block_" in layer.name]
+    tapped = keras.Model(model.inputs, [model.output, *model.features(blocks).outputs])
+    images = families.images(model)
+    logits, *features = tapped.predict(images, verbose=0)
+    expected, expected_features = outputs(reference, images, blocks)
+    close(logits, expected)
+    assert len(features) == len(blocks) > 1
+    for ours, theirs in zip(features, expected_features, strict=True):
+        close(ours, theirs)
