@@ -1,0 +1,24 @@
+"""model -> trace -> rewrite -> write -> quantize -> verify -> benchmark -> report: phone files, with evidence."""
+
+from . import artifact, coreml, keras_file, litert
+from .artifact import Artifact
+from .benchmark import Latency, benchmark, ratio
+from .report import Row, report
+from .trace import trace
+from .verify import Verification, verify
+
+__all__ = [
+    "Artifact",
+    "Latency",
+    "Row",
+    "Verification",
+    "artifact",
+    "benchmark",
+    "coreml",
+    "keras_file",
+    "litert",
+    "ratio",
+    "report",
+    "trace",
+    "verify",
+]

@@ -1,0 +1,151 @@
+"""Artifact: a written model file and what is known of it, kept in a .json beside the file."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """What the file takes.
+
+    Attributes:
+        name: of the input in the file's signature.
+        shape: (B,H,W,C), static.
+        dtype: `"float32"` (normalised as `preprocessing` says), or `"uint8"` / `"image"` (pixels 0 to 255: the
+            normalisation is in the graph, or in the image input of a Core ML model).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A model file for a phone (LiteRT .tflite, Core ML .mlpackage) or a .keras file.
+
+    Attributes:
+        path: of the file, or of the .mlpackage folder.
+        format: `"litert"`, `"coreml"` or `"keras"`.
+        recipe: `"float32"`, or a name of `recipes.RECIPES`.
+        model: name of the model it was made from.
+        input: the `InputSpec`.
+        outputs: names of the outputs in the file's signature.
+        class_names: K names, or () when unknown.
+        preprocessing: fields of `keras_vits.preprocess.Preprocessing` as a dict.
+        head: `"logits"`, `"softmax"` or `"top_k"`: what the outputs are.
+        sha256: of the file's bytes (for a folder: of all its files' paths and bytes, in sorted order).
+        size_bytes: of the file, or of all files in the folder.
+        tools: name -> version of what wrote it, and under "backend" the Keras backend it was traced on.
+    """
+
+    path: pathlib.Path
+    format: str
+    recipe: str
+    model: str
+    input: InputSpec
+    outputs: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+    preprocessing: dict = dataclasses.field(default_factory=dict)
+    head: str = "logits"
+    sha256: str
+    size_bytes: int
+    tools: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in self.preprocessing.items()}
+        object.__setattr__(self, "preprocessing", plain)
+
+    def save(self):
+        """Writes `<path>.json` beside the file."""
+        fields = {**dataclasses.asdict(self), "path": self.path.name}
+        with writing(_sidecar(self.path)) as temporary:
+            temporary.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return self
+
+
+def make(path, **fields):
+    """An Artifact of a file just written, with its hash and size, saved beside it."""
+    path = pathlib.Path(path)
+    return Artifact(path=path, sha256=sha256(path), size_bytes=size(path), **fields).save()
+
+
+def load(path):
+    """The Artifact of a file that was written with its .json beside it.
+
+    Raises:
+        ValueError: no such file, no .json, or the file is not the one that the .json describes.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise ValueError(f"No such file: {path}")
+    sidecar = _sidecar(path)
+    if not sidecar.is_file():
+        raise ValueError(f"{path} has no {sidecar.name} beside it: keep the two together, or export the model again.")
+    try:
+        fields = json.loads(sidecar.read_text(encoding="utf-8"))
+        fields.update(path=path, outputs=tuple(fields["outputs"]), class_names=tuple(fields["class_names"]))
+        fields["input"] = InputSpec(**{**fields["input"], "shape": tuple(fields["input"]["shape"])})
+        artifact = Artifact(**fields)
+    except (KeyError, TypeError, json.JSONDecodeError) as e:
+        raise ValueError(f"{sidecar} is not a description of an artifact ({e}): export the model again.") from None
+    if sha256(path) != artifact.sha256:
+        raise ValueError(
+            f"{path} is truncated or was changed after it was written: its hash is not the one in {sidecar.name}."
+        )
+    return artifact
+
+
+def _sidecar(path):
+    return path.with_name(path.name + ".json")
+
+
+def _files(path):
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    for file in _files(path):
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode())
+        with open(file, "rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def size(path):
+    return sum(file.stat().st_size for file in _files(path))
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Yields a temporary path in the same folder; it takes the name `path` only when the block ends without an error.
+
+    Raises:
+        ValueError: the folder cannot be written, or the disk is full. Nothing is left behind.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as e:
+        raise ValueError(f"Cannot write to {path.parent}: {e.strerror or e}. Choose another folder.") from None
+    temporary = folder / path.name
+    try:
+        try:
+            yield temporary
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        except OSError as e:
+            raise ValueError(f"Could not write {path}: {e.strerror or e}. Nothing was left behind.") from e
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

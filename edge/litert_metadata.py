@@ -1,0 +1,98 @@
+"""TFLite Model Metadata: the class names and the normalisation inside the .tflite file, where MediaPipe and Android
+look.
+
+Format: metadata_schema.fbs of TensorFlow Lite Support (root ModelMetadata, identifier M001), built field by field here
+because its generated Python comes only with packages of several hundred MB. The label file is a zip archive behind the
+flatbuffer, as that format says.
+"""
+
+import zipfile
+
+LABELS = "labels.txt"
+TENSOR_AXIS_LABELS, IMAGE_PROPERTIES, NORMALIZATION_OPTIONS = 2, 2, 1  # values of the schema's enums and unions
+RGB, GRAYSCALE = 1, 2
+
+
+def metadata(name, spec, preprocessing, outputs, class_names):
+    """The bytes of TFLITE_METADATA.
+
+    Args:
+        name: of the model.
+        spec: the artifact's `InputSpec`.
+        preprocessing: a `Preprocessing`, or `None` when it is not known.
+        outputs: names of the outputs.
+        class_names: K names; then the first output is said to have them as labels.
+    """
+    import flatbuffers
+
+    b = flatbuffers.Builder(1024)
+
+    def table(*fields):
+        """A table of (slot, kind, value); kind is "offset" or a builder's type name."""
+        b.StartObject(max(slot for slot, _, _ in fields) + 1)
+        for slot, kind, value in fields:
+            if kind == "offset":
+                b.PrependUOffsetTRelativeSlot(slot, value, 0)
+            else:
+                getattr(b, f"Prepend{kind}Slot")(slot, value, 0)
+        return b.EndObject()
+
+    def vector(offsets):
+        b.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            b.PrependUOffsetTRelative(offset)
+        return b.EndVector()
+
+    def floats(values):
+        b.StartVector(4, len(values), 4)
+        for value in reversed(values):
+            b.PrependFloat32(value)
+        return b.EndVector()
+
+    _, height, width, channels = spec.shape if len(spec.shape) == 4 else (1, 0, 0, 0)
+    size = table((0, "Uint32", width), (1, "Uint32", height))
+    properties = table((0, "Int8", {1: GRAYSCALE, 3: RGB}.get(channels, 0)), (1, "offset", size))
+    content = table((0, "Uint8", IMAGE_PROPERTIES), (1, "offset", properties))
+    units = []
+    if preprocessing is not None:
+        pixels = spec.dtype == "uint8"  # the normalisation is in the graph already
+        mean, std = (
+            floats([0.0 if pixels else 255 * m for m in preprocessing.mean]),
+            floats([1.0 if pixels else 255 * s for s in preprocessing.std]),
+        )
+        units = [
+            table((0, "Uint8", NORMALIZATION_OPTIONS), (1, "offset", table((0, "offset", mean), (1, "offset", std))))
+        ]
+    image = table((0, "offset", b.CreateString(spec.name)), (3, "offset", content), (4, "offset", vector(units)))
+    found = []
+    for i, output in enumerate(outputs):
+        files = []
+        if class_names and i == 0 and output in ("logits", "probabilities"):
+            files = [table((0, "offset", b.CreateString(LABELS)), (2, "Int8", TENSOR_AXIS_LABELS))]
+        found.append(table((0, "offset", b.CreateString(output)), (6, "offset", vector(files))))
+    main = table((2, "offset", vector([image])), (3, "offset", vector(found)))
+    described = b.CreateString("Written by keras_vits")
+    root = table(
+        (0, "offset", b.CreateString(name)),
+        (1, "offset", described),
+        (3, "offset", vector([main])),
+        (7, "offset", b.CreateString("1.0.0")),
+    )
+    b.Finish(root, b"M001")
+    return bytes(b.Output())
+
+
+def add_labels(path, class_names):
+    """Puts the class names, if any, as `labels.txt` (one a line) in a zip archive behind the file's flatbuffer."""
+    if class_names:
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
+            archive.writestr(zipfile.ZipInfo(LABELS, (1980, 1, 1, 0, 0, 0)), "\n".join(class_names) + "\n")
+
+
+def labels(path):
+    """The class names in a .tflite file, or ()."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tuple(archive.read(LABELS).decode().splitlines())
+    except (zipfile.BadZipFile, KeyError):
+        return ()

@@ -1,0 +1,105 @@
+"""One table: recipe name -> what is quantized, to what, and whether it needs calibration.
+
+The LiteRT half holds ai-edge-quantizer's own recipe entries (operation, weight and activation types); the Core ML
+half is carried out by `coreml.quantize`. Attention's matrix products, LayerNorm, softmax and GELU stay in float
+everywhere: on the CPU int8 batch matrix products are slower than float ones, and islands of float keep one delegate
+partition. So do depthwise convolutions in the recipes that quantize activations as they come, which XNNPACK cannot do
+for them.
+"""
+
+import dataclasses
+import re
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A way to quantize.
+
+    Attributes:
+        name: what `quantize` takes.
+        formats: `"litert"`, `"coreml"` or both.
+        description: one line for a table.
+        needs_calibration: whether images are needed to find the ranges of activations.
+        litert: entries for ai-edge-quantizer, in order; a later one wins.
+    """
+
+    name: str
+    formats: tuple[str, ...]
+    description: str
+    needs_calibration: bool = False
+    litert: tuple[dict, ...] = ()
+
+
+def _tensor(bits, symmetric=True, dtype="INT", granularity="CHANNELWISE"):
+    return dict(num_bits=bits, symmetric=symmetric, dtype=dtype, granularity=granularity)
+
+
+def _entries(operations, weight, activation=None, integer=True, algorithm="min_max_uniform_quantize"):
+    config = dict(
+        weight_tensor_config=weight,
+        compute_precision="INTEGER" if integer else "FLOAT",
+        explicit_dequantize=not integer,
+    )
+    if activation:
+        config["activation_tensor_config"] = activation
+    return tuple(dict(regex=".*", operation=op, algorithm_key=algorithm, op_config=config) for op in operations)
+
+
+DENSE, CONV, DEPTHWISE = "FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"
+ACTIVATION = _tensor(8, symmetric=False, granularity="TENSORWISE")
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="float16",
+            formats=("litert", "coreml"),
+            description="half the size, the same answers",
+            litert=_entries(
+                (DENSE, CONV, DEPTHWISE), _tensor(16, dtype="FLOAT"), integer=False, algorithm="float_casting"
+            ),
+        ),
+        Recipe(
+            name="dynamic_int8",
+            formats=("litert",),
+            description="8-bit weights, activations quantized as they come: no calibration",
+            litert=_entries((DENSE, CONV), _tensor(8)),
+        ),
+        Recipe(
+            name="static_int8",
+            formats=("litert",),
+            description="8-bit weights and activations in dense layers and convolutions, the rest in float",
+            needs_calibration=True,
+            litert=_entries((DENSE, CONV, DEPTHWISE), _tensor(8), ACTIVATION),
+        ),
+        Recipe(
+            name="weight_int4",
+            formats=("litert",),
+            description="4-bit weights in dense layers, 8-bit ones in convolutions: the smallest file",
+            litert=_entries((DENSE,), _tensor(4)) + _entries((CONV,), _tensor(8)),
+        ),
+        Recipe(name="int8", formats=("coreml",), description="8-bit weights, one scale for each output channel"),
+        Recipe(name="palette8", formats=("coreml",), description="256 weight values for each tensor, by k-means"),
+        Recipe(name="palette6", formats=("coreml",), description="64 weight values for each tensor, by k-means"),
+        Recipe(name="palette4", formats=("coreml",), description="16 weight values for each tensor, by k-means"),
+    )
+}
+
+
+def for_odd_dense(layers):
+    """Entries that give dense layers with an odd number of inputs 8 bits: XNNPACK packs 4-bit weights in pairs.
+
+    Args:
+        layers: names of their output tensors.
+    """
+    return tuple(
+        {**entry, "regex": f"^{re.escape(name)};?$"} for name in layers for entry in _entries((DENSE,), _tensor(8))
+    )
+
+
+def checked_recipe(name, format):
+    """The Recipe of this name for a format; a `ValueError` that lists the names otherwise."""
+    fitting = [r.name for r in RECIPES.values() if format in r.formats]
+    if name not in fitting:
+        raise ValueError(f"No {format} recipe {name!r}. There are: {', '.join(fitting)}.")
+    return RECIPES[name]

@@ -1,0 +1,409 @@
+"""Graph -> Graph: exact simplifications before a file is written, for every target at once.
+
+Each rule looks at one node and what computes its inputs, and returns the Value to use instead. Rules run over the whole
+graph until none applies. What they do: constants, biases, batch normalisation, scales and the input normalisation are
+folded into the neighbouring dense layer or convolution, and so are a LayerNorm's gains and offsets; a joint
+query-key-value projection becomes three; reshapes, transposes and paddings merge; equal and dead nodes go.
+"""
+
+import itertools
+
+import numpy as np
+
+from .graph import OPS, Graph, Node, Value, constant, make_node
+
+LINEAR = ("dense", "conv2d", "depthwise_conv2d")  # (x, weight, bias): a bias or a scale of the output folds into these
+ARRANGE = ("reshape", "transpose", "slice")  # a scalar factor may be applied before or after
+
+
+def rewrite(graph):
+    """A simpler Graph with the same inputs and outputs; the given one is not changed.
+
+    Args:
+        graph: what `trace` returned.
+
+    Returns:
+        A Graph whose results differ by float32 rounding alone.
+    """
+    graph = _copy(graph)
+    while _Sweep(graph).run():
+        pass
+    _unique_names(graph)
+    return graph
+
+
+def with_pixels(graph, preprocessing):
+    """The Graph with its image input as uint8 pixels 0 to 255, normalised inside: (x / 255 - mean) / std.
+
+    Args:
+        graph: a Graph with one float32 input (B,H,W,C).
+        preprocessing: a `keras_vits.preprocess.Preprocessing`; pixels are RGB, whatever its colour order.
+    """
+    old = graph.inputs[0]
+    channels = old.shape[-1]
+    pixels = Value(old.name, old.shape, "uint8")
+    nodes = []
+
+    def append(op, *inputs, **attrs):
+        nodes.append(make_node(op, inputs, attrs, old.name))
+        return nodes[-1].output
+
+    x = append("dequantize", pixels, scale=1 / 255, zero_point=0)
+    if preprocessing.channel_order == "bgr":
+        x = append("reverse", x, axes=(3,))
+    x = append("add", x, constant(-_per_channel(preprocessing.mean, channels), f"{old.name}/mean"))
+    x = append("mul", x, constant(1 / _per_channel(preprocessing.std, channels), f"{old.name}/std"))
+    swap = lambda values: [x if v is old else v for v in values]
+    nodes += [Node(n.op, tuple(swap(n.inputs)), n.outputs, n.attrs, n.layer) for n in graph.nodes]
+    return Graph([pixels], swap(graph.outputs), nodes, graph.name)
+
+
+def _per_channel(values, channels):
+    """Mean or std for `channels` channels: repeated when the model's count is not the checkpoint's."""
+    return np.resize(np.asarray(values, np.float32), channels)
+
+
+def with_head(graph, head, k=5):
+    """The Graph with `"softmax"` or `"top_k"` (probabilities and class numbers, descending) after its logits (B,K)."""
+    if head == "logits":
+        return graph
+    if head not in ("softmax", "top_k"):
+        raise ValueError(f"head must be 'logits', 'softmax' or 'top_k'; received {head!r}.")
+    logits = graph.outputs[0]
+    nodes = [*graph.nodes, make_node("softmax", (logits,), dict(axis=len(logits.shape) - 1), "softmax")]
+    if head == "top_k":
+        nodes.append(make_node("top_k", (nodes[-1].output,), dict(k=min(k, logits.shape[-1])), "top_k"))
+    return Graph(graph.inputs, list(nodes[-1].outputs), nodes, graph.name)
+
+
+def _copy(graph):
+    """The same graph with Values of its own; constants share their data."""
+    copies = {}
+
+    def copy(v):
+        if v is not None and v not in copies:
+            copies[v] = Value(v.name, v.shape, v.dtype, v.data)
+        return copies.get(v)
+
+    every = lambda values: tuple(map(copy, values))
+    inputs = list(every(graph.inputs))
+    nodes = [Node(n.op, every(n.inputs), every(n.outputs), n.attrs, n.layer) for n in graph.nodes]
+    return Graph(inputs, list(every(graph.outputs)), nodes, graph.name)
+
+
+def _unique_names(graph):
+    taken = {value.name for value in graph.inputs}
+    for value in [*(v for node in graph.nodes for v in node.outputs), *graph.constants()]:
+        name, count = value.name, 0
+        while value.name in taken:
+            count += 1
+            value.name = f"{name}_{count}"
+        taken.add(value.name)
+
+
+class _Sweep:
+    """One pass over a graph. Rules read `made_by` and `single_use` and create nodes with `new`."""
+
+    def __init__(self, graph):
+        self.graph = graph
+        self.uses = graph.consumers()
+        self.made = {}  # Value -> Node, of this sweep
+        self.nodes = []
+        self.seen = {}
+
+    def run(self):
+        instead, changed = {}, False
+        for node in self.graph.nodes:
+            inputs = tuple(instead.get(v, v) for v in node.inputs)
+            if inputs != node.inputs:
+                node = Node(node.op, inputs, node.outputs, node.attrs, node.layer)
+            self.layer = node.layer
+            for rule in (*EVERYWHERE, *RULES.get(node.op, ())):
+                result = rule(self, node)
+                if result is not None:
+                    instead[node.output] = result
+                    changed = True
+                    break
+            else:
+                self.append(node)
+        self.graph.outputs = [instead.get(v, v) for v in self.graph.outputs]
+        live, kept = set(self.graph.outputs), []
+        for node in reversed(self.nodes):
+            if live.intersection(node.outputs):
+                kept.append(node)
+                live.update(v for v in node.inputs if v is not None)
+        self.graph.nodes = kept[::-1]
+        return changed
+
+    def append(self, node):
+        self.nodes.append(node)
+        for value in node.outputs:
+            self.made[value] = node
+        return node
+
+    def new(self, op, *inputs, name=None, **attrs):
+        """Appends a node in the present layer, and returns its output."""
+        value = self.append(make_node(op, inputs, attrs, self.layer)).output
+        value.name = name or value.name
+        return value
+
+    def made_by(self, value, *ops):
+        """The node of one of these ops that computes the value, or None."""
+        node = self.made.get(value)
+        return node if node is not None and node.op in ops else None
+
+    def single_use(self, value):
+        """Whether nothing but the node at hand reads the value (a value made in this sweep: not known, so no)."""
+        return len(self.uses.get(value, ())) == 1 and value not in self.graph.outputs
+
+    def read_by_linear(self, value, *ops):
+        """Whether dense layers and convolutions (or the ops given) alone read the value: each can take it in."""
+        readers = self.uses.get(value, ())
+        return bool(readers) and value not in self.graph.outputs and all(r.op in (ops or LINEAR) for r in readers)
+
+
+# ---------------------------------------------------------------- rules: (sweep, node) -> Value to use instead, or None
+
+
+def is_constant(value):
+    return value is not None and value.data is not None
+
+
+def last_axis(value):
+    """A constant's data as one number, or one for each entry of the last axis; None if it varies along another."""
+    if value.data is None or value.dtype != "float32" or value.data.size != (value.shape[-1] if value.shape else 1):
+        return None
+    return value.data.reshape(-1)
+
+
+def fold_constants(sweep, node):
+    if node.inputs and len(node.outputs) == 1 and all(v is None or is_constant(v) for v in node.inputs):
+        data = OPS[node.op].evaluate(*(None if v is None else v.data for v in node.inputs), **node.attrs)
+        return constant(data, node.output.name)
+
+
+def share_equal(sweep, node):
+    """Two nodes with the same inputs and attributes are one."""
+    key = (node.op, tuple(map(id, node.inputs)), repr(node.attrs))
+    if key in sweep.seen and len(node.outputs) == 1:
+        return sweep.seen[key]
+    sweep.seen[key] = node.output
+
+
+def drop_identity(sweep, node):
+    x, shape = node.inputs[0], node.output.shape
+    if x is None or x.shape != shape or x.dtype != node.output.dtype:
+        return None
+    if node.op in ("reshape", "cast", "slice", "tile", "concat", "resize"):
+        return x
+    if node.op == "transpose" and node.attrs["perm"] == tuple(range(len(shape))):
+        return x
+    if node.op in ("add", "mul") and is_constant(node.inputs[1]) and np.all(node.inputs[1].data == (node.op == "mul")):
+        return x
+
+
+def constant_second(sweep, node):
+    """add and mul: the constant operand goes second."""
+    a, b = node.inputs
+    if is_constant(a) and not is_constant(b):
+        return sweep.new(node.op, b, a, name=node.output.name)
+
+
+def subtract_constant(sweep, node):
+    x, c = node.inputs
+    if is_constant(c) and c.dtype == "float32":
+        return sweep.new("add", x, constant(-c.data, c.name))
+
+
+def divide_by_constant(sweep, node):
+    x, c = node.inputs
+    if is_constant(c) and c.dtype == "float32":
+        return sweep.new("mul", x, constant(1 / c.data, c.name))
+
+
+def negate(sweep, node):
+    if node.output.dtype == "float32":
+        return sweep.new("mul", node.inputs[0], constant(-1.0, f"{node.output.name}/minus_one"))
+
+
+def merge_reshapes(sweep, node):
+    if inner := sweep.made_by(node.inputs[0], "reshape"):
+        return sweep.new("reshape", inner.inputs[0], shape=node.attrs["shape"])
+
+
+def merge_transposes(sweep, node):
+    if inner := sweep.made_by(node.inputs[0], "transpose"):
+        return sweep.new("transpose", inner.inputs[0], perm=tuple(inner.attrs["perm"][p] for p in node.attrs["perm"]))
+
+
+def transpose_of_ones(sweep, node):
+    """A transpose that moves nothing but axes of size 1 is a reshape."""
+    shape = node.inputs[0].shape
+    moved = [p for p in node.attrs["perm"] if shape[p] > 1]
+    if moved == sorted(moved):
+        return sweep.new("reshape", node.inputs[0], shape=node.output.shape)
+
+
+def fold_after_linear(sweep, node):
+    """add(linear(x), c) -> the bias; mul(linear(x), c) -> weight and bias."""
+    linear = sweep.made_by(node.inputs[0], *LINEAR)
+    c = None if linear is None or not is_constant(node.inputs[1]) else last_axis(node.inputs[1])
+    if c is None or len(node.inputs[1].shape) > len(linear.output.shape) or not sweep.single_use(linear.output):
+        return None
+    x, weight, bias = linear.inputs
+    size = linear.output.shape[-1]
+    if c.size not in (1, size):
+        return None
+    c = np.broadcast_to(c, size)
+    old = np.zeros(size, np.float32) if bias is None else bias.data
+    if node.op == "mul":
+        shape = {"dense": (-1, 1), "conv2d": (-1,), "depthwise_conv2d": weight.shape[2:]}[linear.op]
+        weight = constant(weight.data * c.reshape(shape), weight.name)
+        bias = bias and constant(old * c, bias.name)
+    else:
+        bias = constant(old + c, bias.name if bias else node.inputs[1].name)
+    sweep.layer = linear.layer
+    return sweep.new(linear.op, x, weight, bias, name=linear.output.name, **linear.attrs)
+
+
+def fold_before_linear(sweep, node):
+    """linear(mul(x, c)) -> weight; linear(add(x, c)) -> bias if no zeros are padded; conv(reverse(x)) -> kernel."""
+    x, weight, bias = node.inputs
+    before = sweep.made_by(x, "mul", "add", "reverse")
+    if before is None or not sweep.read_by_linear(x) or not is_constant(weight) or node.attrs.get("groups", 1) != 1:
+        return None
+    axis = 1 if node.op == "dense" else 2  # of the weight: the input channels
+    channels = weight.shape[axis]
+    if before.op == "reverse":
+        if before.attrs["axes"] != (len(x.shape) - 1,) or node.op != "conv2d":
+            return None
+        weight = constant(np.flip(weight.data, axis), weight.name)
+        return sweep.new(node.op, before.inputs[0], weight, bias, name=node.output.name, **node.attrs)
+    c = last_axis(before.inputs[1]) if is_constant(before.inputs[1]) else None
+    if c is None or c.size not in (1, channels) or before.inputs[0].shape != x.shape:
+        return None
+    per_input = np.broadcast_to(c, channels).reshape([-1 if i == axis else 1 for i in range(weight.data.ndim)])
+    if before.op == "mul":
+        weight = constant(weight.data * per_input, weight.name)
+    elif any(map(any, node.attrs.get("pads", ()))):
+        return None
+    else:
+        shift = weight.data.astype(np.float64) * per_input
+        shift = {
+            "dense": lambda: shift.sum(1),
+            "conv2d": lambda: shift.sum((0, 1, 2)),
+            "depthwise_conv2d": lambda: shift.sum((0, 1)).reshape(-1),
+        }[node.op]()
+        bias = constant(shift + (0 if bias is None else bias.data), bias.name if bias else before.inputs[1].name)
+    return sweep.new(node.op, before.inputs[0], weight, bias, name=node.output.name, **node.attrs)
+
+
+def fold_norm(sweep, node):
+    """dense(layer_norm(x, gamma, beta)) -> gains and offsets into weight and bias, when dense layers alone read it."""
+    x, weight, bias = node.inputs
+    norm = sweep.made_by(x, "layer_norm")
+    if (
+        norm is None
+        or norm.inputs[1:] == (None, None)
+        or not sweep.read_by_linear(x, "dense")
+        or not is_constant(weight)
+    ):
+        return None
+    size = weight.shape[1]
+    gamma, beta = (None if v is None else last_axis(v) for v in norm.inputs[1:])
+    if any(v is not None and f is None for v, f in zip(norm.inputs[1:], (gamma, beta), strict=True)):
+        return None
+    if beta is not None:
+        shift = weight.data @ np.broadcast_to(beta, size)
+        bias = constant(shift + (0 if bias is None else bias.data), bias.name if bias else norm.inputs[2].name)
+    if gamma is not None:
+        weight = constant(weight.data * gamma, weight.name)
+    layer, sweep.layer = sweep.layer, norm.layer
+    key = ("layer_norm", norm.inputs[0], repr(norm.attrs))  # every dense that read the norm reads the same plain one
+    if key not in sweep.seen:
+        sweep.seen[key] = sweep.new("layer_norm", norm.inputs[0], None, None, name=norm.output.name, **norm.attrs)
+    sweep.layer = layer
+    return sweep.new("dense", sweep.seen[key], weight, bias, name=node.output.name)
+
+
+def hoist_scalar(sweep, node):
+    """mul(arrange(x), number) -> arrange(mul(x, number)), on its way into the weights."""
+    x, c = node.inputs
+    inner = sweep.made_by(x, *ARRANGE)
+    if (
+        inner is None
+        or not is_constant(c)
+        or c.data.size != 1
+        or len(c.shape) > len(inner.inputs[0].shape)
+        or not sweep.single_use(x)
+    ):
+        return None
+    return sweep.new(inner.op, sweep.new("mul", inner.inputs[0], c), **inner.attrs)
+
+
+def split_dense(sweep, node):
+    """slice(dense(x)) along the last axis -> a dense with these rows, when disjoint slices alone read the dense."""
+    linear = sweep.made_by(node.inputs[0], "dense")
+    if linear is None or linear.output in sweep.graph.outputs or not (ranges := sweep.uses.get(linear.output)):
+        return None
+    spans = []
+    for reader in ranges:
+        if reader.op != "slice" or any(s != 1 for s in reader.attrs["strides"]):
+            return None
+        *outer, last = zip(reader.attrs["begin"], reader.attrs["end"], strict=True)
+        if any(span != (0, n) for span, n in zip(outer, linear.output.shape, strict=False)):
+            return None
+        spans.append(last)
+    spans.sort()
+    if any(a[1] > b[0] for a, b in itertools.pairwise(spans)):
+        return None
+    x, weight, bias = linear.inputs
+    begin, end = node.attrs["begin"][-1], node.attrs["end"][-1]
+    part = lambda v: v and constant(v.data[begin:end], v.name)
+    sweep.layer = linear.layer
+    return sweep.new("dense", x, part(weight), part(bias), name=linear.output.name)
+
+
+def fold_padding(sweep, node):
+    """conv(pad(x)) with zeros around height and width -> the convolution's own padding, without what it never reads."""
+    pad = sweep.made_by(node.inputs[0], "pad")
+    pads = node.attrs["pads"]
+    x, weight, bias = node.inputs
+    if (
+        pad
+        and pad.attrs["mode"] == "constant"
+        and pad.attrs["value"] == 0
+        and not any(map(any, (pad.attrs["pads"][0], pad.attrs["pads"][3])))
+    ):
+        x = pad.inputs[0]
+        pads = tuple((a + c, b + d) for (a, b), (c, d) in zip(pads, pad.attrs["pads"][1:3], strict=True))
+    pads = tuple(
+        (a, min(b, max(0, (out - 1) * s + (k - 1) * d + 1 - n - a)))
+        for (a, b), out, n, k, s, d in zip(
+            pads,
+            node.output.shape[1:3],
+            x.shape[1:3],
+            weight.shape[:2],
+            node.attrs["strides"],
+            node.attrs["dilation"],
+            strict=True,
+        )
+    )
+    if pads != node.attrs["pads"] or x is not node.inputs[0]:
+        return sweep.new(node.op, x, weight, bias, name=node.output.name, **{**node.attrs, "pads": pads})
+
+
+EVERYWHERE = (fold_constants, share_equal, drop_identity)
+RULES = {
+    "add": (constant_second, fold_after_linear),
+    "mul": (constant_second, fold_after_linear, hoist_scalar),
+    "sub": (subtract_constant,),
+    "div": (divide_by_constant,),
+    "neg": (negate,),
+    "reshape": (merge_reshapes,),
+    "transpose": (transpose_of_ones, merge_transposes),
+    "slice": (split_dense,),
+    "dense": (fold_before_linear, fold_norm),
+    "conv2d": (fold_padding, fold_before_linear),
+    "depthwise_conv2d": (fold_padding, fold_before_linear),
+}

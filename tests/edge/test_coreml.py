@@ -1,0 +1,474 @@
+"""Core ML files: the writer against the Graph's own evaluator by operation; models end to end; compression."""
+
+import dataclasses
+import gc
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+from families import FAMILIES, images
+
+from keras_vits.edge import artifact as artifacts
+from keras_vits.edge import coreml, mlprogram
+from keras_vits.edge.graph import OPS, Builder
+from keras_vits.edge.rewrite import rewrite
+from keras_vits.edge.trace import trace
+from keras_vits.preprocess import Preprocessing
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_garbage_collection():
+    """Every conversion collects garbage: without what the imports left, in a hundredth of the time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def program(graph, folder, **options):
+    """The Graph written, saved and read back."""
+    path = folder / "graph.mlpackage"
+    coreml.write(graph, **{"precision": "float32", **options}).save(str(path))
+    return mlprogram.Program(path)
+
+
+def difference(graph, folder, *arrays, **options):
+    """Largest difference between the file and the Graph, as a part of the outputs' scale."""
+    found = program(graph, folder, **options)(
+        {v.name: a[None] for v, a in zip(graph.inputs, arrays, strict=True)}
+    ).values()
+    worst = 0.0
+    for y, expected in zip(found, graph(*arrays), strict=True):
+        y, expected = y[0].astype(np.float64), expected.astype(np.float64)
+        assert y.shape == expected.shape
+        worst = max(worst, np.abs(y - expected).max() / max(np.abs(expected).max(), 1e-6))
+    return worst
+
+
+# ---------------------------------------------------------------- every operation of the Graph
+
+CONV = dict(strides=(2, 1), pads=((1, 0), (2, 1)), dilation=(1, 2))
+ELEMENTWISE = (
+    "abs neg exp square sin cos tanh erf floor ceil round sign sigmoid relu relu6 silu softplus hard_sigmoid hard_swish"
+).split()
+COMPARE = "equal not_equal greater greater_equal less less_equal".split()
+constant = lambda g, *shape, seed=5: g.constant(random(*shape, seed=seed))
+flag = lambda g, x: g("greater", x, g.constant(0.0))
+positive = lambda g, x: g("add", g("abs", x), g.constant(0.1))
+
+CASES = {  # op -> functions (builder, x (2,6,4,5)) -> Value(s)
+    **{op: [lambda g, x, op=op: g(op, x)] for op in ELEMENTWISE},
+    **{op: [lambda g, x, op=op: g(op, positive(g, x))] for op in ("log", "sqrt", "rsqrt")},
+    **{
+        op: [
+            lambda g, x, op=op: g(op, x, constant(g, 5)),
+            lambda g, x, op=op: g(op, x, constant(g, 6, 1, 1)),
+            lambda g, x, op=op: g(op, g.constant(0.5), x),
+            lambda g, x, op=op: g(op, x, g("mean", x, axes=(1, 2), keepdims=True)),
+            lambda g, x, op=op: g(
+                op, g("slice", g("reshape", x, shape=(48, 5)), begin=(0, 0), end=(4, 5), strides=(1, 1)), x
+            ),
+        ]
+        for op in ("add", "sub", "mul", "maximum", "minimum")
+    },
+    **{op: [lambda g, x, op=op: g(op, x, g.constant(np.abs(random(5)) + 0.5))] for op in ("div", "floor_div", "mod")},
+    "pow": [
+        lambda g, x: g("pow", positive(g, x), g.constant(1.7)),
+        lambda g, x: g("pow", positive(g, x), constant(g, 6, 1, 5)),
+    ],
+    **{
+        op: [lambda g, x, op=op: g("cast", g(op, g("round", x), g.constant(np.round(random(4, 1)))), dtype="float32")]
+        for op in COMPARE
+    },
+    **{
+        op: [lambda g, x, op=op: g(op, flag(g, x), g("less", x, g.constant(0.7)))]
+        for op in ("logical_and", "logical_or")
+    },
+    "logical_not": [lambda g, x: g("logical_not", flag(g, x))],
+    "where": [
+        lambda g, x: g("where", flag(g, x), x, constant(g, 4, 1)),
+        lambda g, x: g("where", flag(g, x), g.constant(-3.0), x),
+    ],
+    "gelu": [lambda g, x: g("gelu", x), lambda g, x: g("gelu", x, approximate=True)],
+    "elu": [lambda g, x: g("elu", x, alpha=0.7)],
+    "leaky_relu": [lambda g, x: g("leaky_relu", x, alpha=0.1)],
+    "clip": [lambda g, x: g("clip", x, low=-0.3, high=0.8)],
+    "cast": [
+        lambda g, x: g("cast", g("mul", x, g.constant(3.0)), dtype="int32"),
+        lambda g, x: g("cast", flag(g, x), dtype="float32"),
+    ],
+    "dequantize": [
+        lambda g, x: g("dequantize", g("cast", g("mul", x, g.constant(9.0)), dtype="int32"), scale=0.3, zero_point=2)
+    ],
+    "softmax": [lambda g, x: g("softmax", x, axis=3), lambda g, x: g("softmax", x, axis=1)],
+    "layer_norm": [
+        lambda g, x: g("layer_norm", x, constant(g, 5), constant(g, 5, seed=6), axes=(3,), epsilon=1e-3),
+        lambda g, x: g("layer_norm", x, None, constant(g, 5), axes=(3,), epsilon=1e-3),
+        lambda g, x: g("layer_norm", x, None, None, axes=(1, 2, 3), epsilon=1e-3),
+        lambda g, x: g("layer_norm", x, constant(g, 5), constant(g, 5, seed=6), axes=(1, 2, 3), epsilon=1e-3),
+        lambda g, x: g("layer_norm", x, constant(g, 6, 4, 1), None, axes=(1, 2), epsilon=1e-3),
+    ],
+    **{
+        op: [
+            lambda g, x, op=op: g(op, x, axes=(1, 2), keepdims=True),
+            lambda g, x, op=op: g(op, x, axes=(0, 3), keepdims=False),
+        ]
+        for op in ("mean", "sum", "max", "min", "prod")
+    },
+    "argmax": [lambda g, x: g("argmax", x, axis=2)],
+    "top_k": [lambda g, x: g("top_k", x, k=3)],
+    "reshape": [
+        lambda g, x: g("reshape", x, shape=(2, 24, 5)),
+        lambda g, x: g("mul", g("reshape", x, shape=(2, 3, 2, 20)), g("reshape", x, shape=(2, 3, 2, 20))),
+        lambda g, x: g("transpose", g("reshape", x, shape=(48, 5)), perm=(1, 0)),
+        lambda g, x: g("reshape", g("mean", x, axes=(1, 2), keepdims=True), shape=(2, 5)),
+    ],
+    "transpose": [
+        lambda g, x: g("transpose", x, perm=(0, 2, 3, 1)),
+        lambda g, x: g("matmul", x, g("transpose", x, perm=(0, 1, 3, 2))),
+        lambda g, x: g("reshape", g("transpose", x, perm=(2, 0, 1, 3)), shape=(8, 30)),
+    ],
+    "concat": [lambda g, x: g("concat", x, constant(g, 2, 6, 1, 5), x, axis=2), lambda g, x: g("concat", x, x, axis=0)],
+    "slice": [lambda g, x: g("slice", x, begin=(0, 1, 0, 1), end=(2, 6, 4, 4), strides=(1, 2, 3, 1))],
+    "pad": [
+        lambda g, x: g("pad", x, pads=((0, 0), (1, 2), (0, 1), (2, 0)), mode="constant", value=0.5),
+        lambda g, x: g("pad", x, pads=((0, 0), (1, 2), (0, 1), (0, 0)), mode="reflect", value=0.0),
+        lambda g, x: g("pad", x, pads=((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge", value=0.0),
+    ],
+    "tile": [lambda g, x: g("tile", x, reps=(1, 2, 1, 3))],
+    "reverse": [lambda g, x: g("reverse", x, axes=(1, 3))],
+    "gather": [
+        lambda g, x: g("gather", x, g.constant(np.int32([3, 0, 3])), axis=2),
+        lambda g, x: g("gather", x, g.constant(np.int32([[1, 2], [0, 3]])), axis=3),
+    ],
+    "space_to_depth": [lambda g, x: g("space_to_depth", x, block=2)],
+    "depth_to_space": [lambda g, x: g("depth_to_space", g("concat", x, x, x, x, axis=3), block=2)],
+    "resize": [
+        lambda g, x: g("resize", x, size=(9, 2), mode="bilinear"),
+        lambda g, x: g("resize", x, size=(12, 12), mode="nearest"),
+        lambda g, x: g("resize", x, size=(7, 3), mode="nearest"),
+    ],
+    "matmul": [
+        lambda g, x: g("matmul", x, x, transpose_b=True),
+        lambda g, x: g("matmul", x, x, transpose_a=True),
+        lambda g, x: g("matmul", constant(g, 6, 3, 4), x),
+        lambda g, x: g("matmul", g("transpose", x, perm=(0, 2, 1, 3)), g("transpose", x, perm=(0, 2, 3, 1))),
+    ],
+    "dense": [
+        lambda g, x: g("dense", x, constant(g, 7, 5), constant(g, 7)),
+        lambda g, x: g("dense", x, constant(g, 7, 5), None),
+    ],
+    "conv2d": [
+        lambda g, x: g("conv2d", x, constant(g, 3, 2, 5, 7), constant(g, 7), groups=1, **CONV),
+        lambda g, x: g("conv2d", g("concat", x, x, axis=3), constant(g, 3, 2, 5, 8), None, groups=2, **CONV),
+    ],
+    "depthwise_conv2d": [
+        lambda g, x: g("depthwise_conv2d", x, constant(g, 3, 2, 5, 1), constant(g, 5), **CONV),
+        lambda g, x: g("depthwise_conv2d", x, constant(g, 3, 2, 5, 2), None, **CONV),
+    ],
+    **{
+        op: [lambda g, x, op=op: g(op, x, size=(3, 2), strides=(2, 1), pads=((1, 1), (0, 1)))]
+        for op in ("max_pool2d", "avg_pool2d")
+    },
+}
+
+
+def test_every_operation_has_a_case():
+    assert set(CASES) == set(OPS) == set(coreml.WRITERS)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_operation_equals_graph(op, tmp_path):
+    """All cases of an operation in one file; x in the Graph's order of axes, channels first, and in another order."""
+    build = Builder("ops")
+    for i, order in enumerate([(0, 1, 2, 3), (0, 3, 1, 2), (3, 1, 0, 2)]):
+        stored = build.input(f"x{i}", tuple((2, 6, 4, 5)[axis] for axis in order))
+        x = build("transpose", stored, perm=tuple(order.index(axis) for axis in range(4))) if i else stored
+        for case in CASES[op]:
+            results = case(build, x)
+            build.graph.outputs += results if isinstance(results, tuple) else [results]
+    arrays = [random(*v.shape, seed=i) for i, v in enumerate(build.graph.inputs)]
+    assert difference(build.graph, tmp_path, *arrays) <= 1e-5
+
+
+def test_an_operation_that_core_ml_lacks_is_named():
+    build = Builder()
+    x = build.input("x", (1, 4, 4, 3))
+    build.layer = "block_3/pad"
+    build.graph.outputs = [build("pad", x, pads=((0, 0), (1, 1), (1, 1), (1, 1)), mode="reflect", value=0.0)]
+    with pytest.raises(ValueError, match=r"'pad'.*'block_3/pad'"):
+        coreml.write(build.graph)
+    build = Builder()
+    build.graph.outputs = [build("cast", build.input("pixels", (1, 4, 4, 3), "uint8"), dtype="float32")]
+    with pytest.raises(ValueError, match=r"pixels.*image_input=True"):
+        coreml.write(build.graph)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_regroup(seed):
+    """A form that regroup allows is reshaped as the tensor is; one that it forbids holds other numbers."""
+    random_ = np.random.default_rng(seed)
+    factors = random_.choice([1, 2, 3], 5)
+    cut = lambda: np.split(factors, np.sort(random_.choice(np.arange(1, 5), random_.integers(1, 4), replace=False)))
+    old, new = (tuple(int(np.prod(part)) for part in cut()) for _ in range(2))
+    x = np.arange(math.prod(old)).reshape(old)
+    for order in {tuple(random_.permutation(len(old))) for _ in range(6)}:
+        made = coreml.regroup(old, new, order)
+        if made is not None:
+            assert sorted(made) == list(range(len(new)))
+            reshaped = x.transpose(order).reshape([new[axis] for axis in made])
+            np.testing.assert_array_equal(reshaped, x.reshape(new).transpose(made))
+    assert coreml.regroup(old, new, tuple(range(len(old)))) is not None
+
+
+# ---------------------------------------------------------------- models, end to end
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def family(request):
+    model = request.param.create()
+    x = images(model, 3)
+    return model, x, np.asarray(model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_model_equals_file(family, precision, tmp_path):
+    """float32: to rounding. float16: each of the operations in a row adds at most a rounding of 2^-11 of the scale."""
+    model, x, expected = family
+    artifact = coreml.export(model, tmp_path, precision=precision)
+    runner = coreml.load(artifact)
+    found = runner.predict(x)
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    scale, steps = np.abs(expected).max(), sum(runner.histogram().values())
+    error = np.abs(found - expected).max()
+    if precision == "float32":
+        assert error <= 1e-4 * scale
+    else:
+        assert 1e-6 * scale < error <= steps * 2**-11 * scale
+    assert artifact.path == tmp_path / f"{model.name}_{precision}.mlpackage"
+    assert (artifact.recipe, artifact.format, artifact.head) == (precision, "coreml", "logits")
+    assert artifact.input == artifacts.InputSpec(name="image", shape=(1, *x.shape[1:]), dtype="float32")
+    assert artifact.outputs == ("logits",) and plain(artifacts.load(artifact.path)) == plain(artifact)
+    assert set(artifact.tools) == {"keras_vits", "keras", "backend", "coremltools"}
+    assert artifact.tools["backend"] == keras.backend.backend()
+
+
+def test_a_static_batch(family, tmp_path):
+    """A file for two images at a time takes three."""
+    model, x, expected = family
+    artifact = coreml.export(model, tmp_path, precision="float32", batch=2)
+    assert artifact.input.shape == (2, *x.shape[1:])
+    found = coreml.load(artifact).predict(x)
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def plain(artifact):
+    """Its fields, with JSON's lists where Python has tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(artifact), default=str))
+
+
+def logits(model, images):
+    """Of the model on normalised images, without compiling it."""
+    return trace(model, len(images))(np.asarray(images, np.float32))[0]
+
+
+def create(name, **overrides):
+    return next(f for f in FAMILIES if f.name == name).create(**overrides)
+
+
+def test_vit_uses_fused_operations(tmp_path):
+    depth = 2
+    found = coreml.load(coreml.export(create("vit", depth=depth), tmp_path)).histogram()
+    assert found["layer_norm"] == 2 * depth + 1
+    assert found["gelu"] == found["softmax"] == depth
+    assert found["linear"] == 6 * depth + 1  # query, key, value, out, fc1, fc2; and the head
+    assert found["matmul"] == 2 * depth
+    assert found["transpose"] <= 4 * depth + 2  # heads of query, key, value and back; to the stem and from it
+    assert not {"reduce_mean", "rsqrt", "erf", "exp", "gather", "split", "real_div"} & set(found)
+
+
+@pytest.mark.parametrize("target", ["iOS15", "iOS18"])
+def test_targets(target, tmp_path):
+    model = create("vit")
+    x = images(model, 2)
+    artifact = coreml.export(model, tmp_path, precision="float32", target=target)
+    expected = logits(model, x)
+    assert np.abs(coreml.load(artifact).predict(x) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_the_same_model_gives_the_same_program(tmp_path):
+    """The weights and the program, byte for byte; only the manifest's identifiers are new each time."""
+    model = create("vit")
+    one, two = (coreml.export(model, tmp_path / name).path for name in ("one", "two"))
+    for file in ("model.mlmodel", "weights/weight.bin"):
+        assert (one / "Data/com.apple.CoreML" / file).read_bytes() == (
+            two / "Data/com.apple.CoreML" / file
+        ).read_bytes()
+
+
+def test_errors(tmp_path):
+    model = create("vit")
+    for options, message in [
+        (dict(precision="float8"), "float16, float32.*float8"),
+        (dict(target="android"), "iOS16.*android"),
+        (dict(head="top_k"), "softmax.*top_k"),
+        (dict(batch=2, image_input=True), "one picture.*batch 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            coreml.export(model, tmp_path, **options)
+    with pytest.raises(ValueError, match="twice"):
+        coreml.export(create("vit", class_names=list("aabcd")), tmp_path)
+    image = keras.Input((8, 8, 3))
+    with pytest.raises(ValueError, match="preprocessing"):
+        coreml.export(keras.Model(image, keras.layers.Flatten()(image)), tmp_path, image_input=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="Cannot write"):
+        coreml.export(model, tmp_path / "file")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_nothing_is_left_when_the_disk_is_full(tmp_path, monkeypatch):
+    model = create("vit")
+    artifact = coreml.export(model, tmp_path)
+    before = artifacts.sha256(artifact.path)
+
+    def save(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mlprogram.coremltools().models.MLModel, "save", save)
+    with pytest.raises(ValueError, match="No space left on device"):
+        coreml.export(model, tmp_path)
+    assert artifacts.sha256(artifact.path) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == [artifact.path.name, artifact.path.name + ".json"]
+
+
+# ---------------------------------------------------------------- pictures and classes
+
+PREPROCESSINGS = {
+    "equal": Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.25, 0.25, 0.25)),
+    "unequal": Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "bgr": Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.9, 1.0, 1.1), channel_order="bgr"),
+}
+
+
+@pytest.mark.parametrize(
+    "family_name, name", [("vit", "equal"), ("vit", "unequal"), ("vit", "bgr"), ("mobilevit", "bgr")]
+)
+def test_image_input_normalises_as_the_model_says(family_name, name, tmp_path):
+    """Pixels in, with stems that pad (mobilevit) and that do not."""
+    model = create(family_name, preprocessing=PREPROCESSINGS[name])
+    prep = model.preprocessing
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *model.input_shape[1:]), np.uint8)
+    planes = pixels[..., ::-1] if prep.channel_order == "bgr" else pixels
+    expected = logits(model, (planes / 255 - prep.mean) / prep.std)
+    artifact = coreml.export(model, tmp_path, precision="float32", image_input=True)
+    assert artifact.input.dtype == "image" and artifact.head == "logits"
+    assert np.abs(coreml.load(artifact).predict(pixels) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_grey_picture(tmp_path):
+    model = create("vit", in_channels=1)
+    artifact = coreml.export(model, tmp_path, precision="float32", image_input=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:]), np.uint8)
+    mean, std = model.preprocessing.mean[0], model.preprocessing.std[0]
+    expected = logits(model, (pixels / 255 - mean) / std)
+    assert np.abs(coreml.load(artifact).predict(pixels) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_classifier(tmp_path):
+    """A picture in, labelled probabilities out, also after compression; a softmax without labels is plain numbers."""
+    names = ["zebra", "apple", "ünicode", "d", "e"]
+    model = create("vit", class_names=names)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:]), np.uint8)
+    prep = model.preprocessing
+    scores = np.exp(logits(model, (pixels / 255 - prep.mean) / prep.std))
+    expected = scores / scores.sum(-1, keepdims=True)
+    artifact = coreml.export(model, tmp_path, precision="float32", image_input=True)
+    assert artifact.head == "softmax" and artifact.class_names == tuple(names)
+    np.testing.assert_allclose(coreml.load(artifact).predict(pixels), expected, atol=1e-5)
+    package = mlprogram.Program(artifact.path)
+    assert package({"image": pixels})["classLabel"] == [names[i] for i in expected.argmax(-1)]
+    metadata = json.loads(package.spec.description.metadata.userDefined["com.github.keras-vits"])
+    assert metadata["class_names"] == names and metadata["preprocessing"]["mean"] == list(prep.mean)
+    small = coreml.load(coreml.quantize(artifact, "int8")).predict(pixels)
+    np.testing.assert_allclose(small.sum(-1), 1, atol=1e-5)
+    numbers = coreml.export(create("vit"), tmp_path, head="softmax", name="numbers")
+    assert numbers.outputs == ("probabilities",) and numbers.path.name == "numbers_float16.mlpackage"
+    np.testing.assert_allclose(coreml.load(numbers).predict(images(model)).sum(-1), 1, atol=2e-3)
+
+
+# ---------------------------------------------------------------- compression
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A ViT with weights large enough to be compressed."""
+    model = create("vit", width=64, mlp_hidden=128, depth=1)
+    return model, images(model, 8), logits(model, images(model, 8))
+
+
+def large_weights(runner):
+    """Of the linear layers and convolutions, decoded, in the order of execution."""
+    found = [arguments["weight"] for kind, arguments, _ in runner._program._steps if kind in ("linear", "conv")]
+    return [weight for weight in found if weight.size > 2048]
+
+
+@pytest.mark.parametrize(
+    "recipe, bits, weight_db", [("int8", 8, 38), ("palette8", 8, 43), ("palette6", 6, 31), ("palette4", 4, 19)]
+)
+def test_quantize(wide, recipe, bits, weight_db, tmp_path):
+    """Signal to noise of every weight tensor. For a normal distribution b bits placed best give 6 b - 4.4 dB (Panter
+    and Dite); 8 bits in equal steps up to 4 standard deviations give 10 log10(12 (127 / 4)^2) = 41 dB, to 5 39 dB."""
+    model, x, expected = wide
+    full = coreml.export(model, tmp_path)
+    artifact = coreml.quantize(full, recipe)
+    assert artifact.path == tmp_path / f"{model.name}_{recipe}.mlpackage" and full.path.is_dir()
+    assert plain(artifacts.load(artifact.path)) == plain(artifact)
+    same = lambda a: dataclasses.replace(a, path=None, recipe="", sha256="", size_bytes=0)
+    assert same(artifact) == same(full)
+    weights = lambda a: (a.path / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size
+    assert weights(artifact) <= weights(full) * (bits / 16 + 0.15)
+    runner = coreml.load(artifact)
+    before, after = large_weights(coreml.load(full)), large_weights(runner)
+    assert len(before) == len(after) == 7  # stem, query, key, value, out, fc1, fc2
+    for w, q in zip(before, after, strict=True):
+        assert 10 * np.log10(np.square(w).sum() / np.square(w - q).sum()) > weight_db
+    if bits == 8:
+        noise = runner.predict(x) - expected
+        assert 10 * np.log10(np.square(expected).sum() / np.square(noise).sum()) > 30
+
+
+def test_quantize_errors(wide, tmp_path):
+    full = coreml.export(wide[0], tmp_path)
+    with pytest.raises(ValueError, match=r"int3.*palette8"):
+        coreml.quantize(full, "int3")
+    with pytest.raises(ValueError, match="precision"):
+        coreml.quantize(full, "float16")
+    with pytest.raises(ValueError, match=r"coreml\.export"):
+        coreml.quantize(coreml.quantize(full, "int8"), "int8")
+    weights = full.path / "Data/com.apple.CoreML/weights/weight.bin"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="export the model again"):
+        coreml.quantize(full, "int8")
+    with pytest.raises(ValueError, match="export the model again"):
+        coreml.load(full)
+
+
+def test_images_of_another_size_are_refused(wide, tmp_path):
+    runner = coreml.load(coreml.export(wide[0], tmp_path))
+    with pytest.raises(ValueError, match=r"\(32, 32, 3\).*\(16, 16, 3\)"):
+        runner.predict(np.zeros((1, 16, 16, 3), np.float32))
+
+
+def test_the_graph_is_written_without_keras(tmp_path):
+    """A traced model and its Graph give the same file."""
+    model = create("vit")
+    graph = rewrite(trace(model))
+    x = images(model, 1)
+    assert difference(graph, tmp_path, x) <= 1e-5

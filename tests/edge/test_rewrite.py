@@ -1,0 +1,180 @@
+"""Rewriting: exact, and each rule does what it says."""
+
+import numpy as np
+import pytest
+from families import FAMILIES, images
+
+from keras_vits.edge import trace
+from keras_vits.edge.graph import Builder
+from keras_vits.edge.rewrite import rewrite, with_head, with_pixels
+from keras_vits.preprocess import Preprocessing
+
+family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+RANDOM = np.random.default_rng(0)
+CONV = dict(strides=(1, 1), pads=((0, 0), (0, 0)), dilation=(1, 1))
+
+
+def random(*shape):
+    return RANDOM.normal(size=shape).astype("float32")
+
+
+def check(build, output, expected, bound=1e-5):
+    """The rewritten graph computes the same and has the expected operations; returns it."""
+    build.graph.outputs = list(output) if isinstance(output, (list, tuple)) else [output]
+    x = [random(*v.shape) for v in build.graph.inputs]
+    before = build.graph(*x)
+    names = [v.name for node in build.graph.nodes for v in node.outputs]
+    after = rewrite(build.graph)
+    assert names == [v.name for node in build.graph.nodes for v in node.outputs], "the given graph was changed"
+    for a, b in zip(before, after(*x), strict=True):
+        assert np.abs(a - b).max() <= bound * np.abs(a).max()
+    assert after.histogram() == expected
+    return after
+
+
+@family
+def test_families_keep_their_outputs(family):
+    graph = trace(family.create())
+    x = images(family.create(), 1)
+    after = rewrite(graph)
+    expected = graph(x)[0]
+    assert np.abs(after(x)[0] - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert len(after.nodes) < len(graph.nodes)
+    assert len({v.name for node in after.nodes for v in node.outputs}) == sum(len(n.outputs) for n in after.nodes)
+    assert not {"div", "neg", "sub"} & set(after.histogram())
+
+
+def test_bias_and_batch_norm_go_into_the_weights():
+    b = Builder()
+    x = b.input("x", (1, 6, 6, 3))
+    y = b("conv2d", x, b.constant(random(3, 3, 3, 4)), None, groups=1, **CONV)
+    y = b("add", b("mul", b("add", y, b.constant(random(1, 1, 1, 4))), b.constant(random(4))), b.constant(random(4)))
+    y = b("depthwise_conv2d", y, b.constant(random(3, 3, 4, 2)), None, **CONV)
+    y = b("add", b("mul", y, b.constant(random(8))), b.constant(random(8)))
+    y = b("sub", b("div", b("dense", y, b.constant(random(5, 8)), None), b.constant(random(5))), b.constant(random(5)))
+    check(b, y, {"conv2d": 1, "dense": 1, "depthwise_conv2d": 1})
+
+
+def test_a_value_read_twice_is_not_folded_away():
+    b = Builder()
+    x = b.input("x", (1, 4))
+    y = b("dense", x, b.constant(random(4, 4)), None)
+    check(b, b("add", b("mul", y, b.constant(random(4))), y), {"add": 1, "dense": 1, "mul": 1})
+
+
+def test_input_normalisation_goes_into_an_unpadded_convolution():
+    b = Builder()
+    x = b.input("x", (1, 6, 6, 3))
+    y = b("add", b("mul", b("reverse", x, axes=(3,)), b.constant(random(3))), b.constant(random(3)))
+    check(b, b("conv2d", y, b.constant(random(2, 2, 3, 4)), None, groups=1, **CONV), {"conv2d": 1})
+
+
+def test_an_offset_stays_before_a_padded_convolution():
+    b = Builder()
+    x = b.input("x", (1, 6, 6, 3))
+    y = b("add", b("mul", x, b.constant(random(3))), b.constant(random(3)))
+    padded = {**CONV, "pads": ((1, 1), (1, 1))}
+    check(
+        b, b("conv2d", y, b.constant(random(3, 3, 3, 4)), None, groups=1, **padded), {"add": 1, "conv2d": 1, "mul": 1}
+    )
+
+
+def test_joint_projection_splits_and_takes_the_attention_scale():
+    b = Builder()
+    x = b.input("x", (1, 6, 8))
+    qkv = b("add", b("dense", x, b.constant(random(24, 8)), None), b.constant(random(24)))
+    part = lambda i: b("slice", qkv, begin=(0, 0, 8 * i), end=(1, 6, 8 * i + 8), strides=(1, 1, 1))
+    heads = lambda v: b("transpose", b("reshape", v, shape=(1, 6, 2, 4)), perm=(0, 2, 1, 3))
+    q, k, v = (heads(part(i)) for i in range(3))
+    scores = b("softmax", b("matmul", b("mul", q, b.constant(0.5)), k, transpose_b=True), axis=3)
+    y = b("matmul", scores, v)
+    check(b, y, {"dense": 3, "reshape": 3, "transpose": 3, "matmul": 2, "softmax": 1})
+
+
+def test_overlapping_slices_do_not_split_a_dense():
+    b = Builder()
+    y = b("dense", b.input("x", (2, 8)), b.constant(random(6, 8)), None)
+    parts = [b("slice", y, begin=(0, i), end=(2, i + 4), strides=(1, 1)) for i in (0, 2)]
+    check(b, parts, {"slice": 2, "dense": 1})
+
+
+def test_gains_and_offsets_of_a_norm_go_into_every_dense_that_reads_it():
+    b = Builder()
+    norm = b(
+        "layer_norm", b.input("x", (1, 6, 8)), b.constant(random(8)), b.constant(random(8)), axes=(2,), epsilon=1e-6
+    )
+    after = check(
+        b, [b("dense", norm, b.constant(random(3, 8)), None) for _ in range(2)], {"dense": 2, "layer_norm": 1}
+    )
+    assert after.nodes[0].inputs[1:] == (None, None)
+
+
+def test_a_norm_that_is_read_otherwise_keeps_its_gains():
+    b = Builder()
+    norm = b(
+        "layer_norm", b.input("x", (1, 6, 8)), b.constant(random(8)), b.constant(random(8)), axes=(2,), epsilon=1e-6
+    )
+    y = [b("dense", norm, b.constant(random(3, 8)), None), b("relu", norm)]
+    assert check(b, y, {"dense": 1, "layer_norm": 1, "relu": 1}).nodes[0].inputs[1] is not None
+
+
+def test_padding_merges_and_loses_what_no_window_reads():
+    b = Builder()
+    x = b("pad", b.input("x", (1, 8, 8, 3)), pads=((0, 0), (1, 1), (1, 1), (0, 0)), mode="constant", value=0.0)
+    y = b(
+        "conv2d",
+        x,
+        b.constant(random(3, 3, 3, 4)),
+        None,
+        strides=(2, 2),
+        pads=((0, 0), (0, 0)),
+        dilation=(1, 1),
+        groups=1,
+    )
+    after = check(b, y, {"conv2d": 1})
+    assert after.nodes[0].attrs["pads"] == ((1, 0), (1, 0))
+
+
+def test_arrangement_merges():
+    b = Builder()
+    x = b.input("x", (1, 4, 6))
+    y = b("transpose", b("transpose", x, perm=(0, 2, 1)), perm=(0, 2, 1))
+    y = b("reshape", b("reshape", b("mul", y, b.constant(1.0)), shape=(4, 6)), shape=(6, 4))
+    y = b("transpose", b("reshape", y, shape=(6, 1, 4)), perm=(1, 0, 2))
+    check(b, y, {"reshape": 1})
+
+
+def test_constants_fold_and_equal_nodes_are_shared():
+    b = Builder()
+    x = b.input("x", (2, 3))
+    table = b("mul", b("tile", b.constant(random(1, 3)), reps=(2, 1)), b.constant(2.0))
+    y = b("add", b("exp", b("add", x, table)), b("exp", b("add", x, table)))
+    b("sqrt", x)  # dead
+    check(b, y, {"add": 2, "exp": 1})
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+@family
+def test_pixels_are_normalised_inside(family, order):
+    model = family.create()
+    preprocessing = Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), channel_order=order)
+    graph = trace(model)
+    pixels = RANDOM.integers(0, 256, graph.inputs[0].shape, dtype=np.uint8)
+    expected = graph(preprocessing.normalize(pixels))[0]
+    found = rewrite(with_pixels(graph, preprocessing))
+    assert found.inputs[0].dtype == "uint8"
+    assert np.abs(found(pixels)[0] - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_heads():
+    b = Builder()
+    b.graph.outputs = [b("mul", b.input("x", (1, 6)), b.constant(2.0))]
+    x = random(1, 6)
+    probabilities = with_head(b.graph, "softmax")(x)[0]
+    assert probabilities.sum() == pytest.approx(1, abs=1e-6)
+    scores, classes = with_head(b.graph, "top_k", 3)(x)
+    assert classes[0].tolist() == np.argsort(-x[0])[:3].tolist() and np.array_equal(
+        scores[0], probabilities[0][classes[0]]
+    )
+    with pytest.raises(ValueError, match="head must be"):
+        with_head(b.graph, "sigmoid")
