@@ -1,0 +1,32 @@
+# make demo               train, export, quantize, verify, benchmark and report on real images; see out/report.html
+# make test               the whole test suite on TensorFlow, JAX and PyTorch, one after the other
+# make test BACKEND=jax   on one of them
+# Both install what they need into .venv, once, with the exact versions of constraints.txt.
+
+BACKENDS := tensorflow jax torch
+BACKEND ?= $(BACKENDS)
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/.demo
+	$(BIN)/keras-vits demo --backend jax
+
+test: .venv/.test
+	@for backend in $(BACKEND); do \
+		echo "== $$backend"; \
+		KERAS_BACKEND=$$backend $(BIN)/python -m pytest || exit 1; \
+	done
+
+.venv/.demo .venv/.test: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	@touch $@
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found. Install it, or say make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+clean:
+	rm -rf .venv out

@@ -1,0 +1,521 @@
+"""The `keras-vits` command: every verb is one call of the public API. Keras is imported only when a verb runs."""
+
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+import warnings
+from enum import StrEnum
+from typing import Annotated
+
+try:
+    import typer
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+except ImportError as e:
+    sys.exit(f'The keras-vits command needs {e.name}: pip install "keras-vits[cli]"')
+
+app = typer.Typer(
+    help="Vision transformers for Keras 3: from a folder of pictures to a file that a phone runs, with evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    epilog="Example: `keras-vits demo`, or `keras-vits train mobilevitv2_050 --data photos/`",
+)
+console = Console(highlight=False)
+NAMES = ("Family", "Published weights")  # columns of text
+
+
+class Backend(StrEnum):
+    tensorflow = "tensorflow"
+    jax = "jax"
+    torch = "torch"
+
+
+class Format(StrEnum):
+    litert = "litert"
+    coreml = "coreml"
+
+
+class Head(StrEnum):
+    logits = "logits"
+    softmax = "softmax"
+    top_k = "top_k"
+
+
+class Precision(StrEnum):
+    float16 = "float16"
+    float32 = "float32"
+
+
+def use_backend(backend):
+    """Sets the backend before Keras is imported, which reads it once, and silences what the frameworks have to say."""
+    warnings.simplefilter("ignore")
+    for name, level in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("ABSL_MIN_LOG_LEVEL", "3"), ("GLOG_minloglevel", "3")):
+        os.environ.setdefault(name, level)
+    if backend is None and "KERAS_BACKEND" in os.environ:
+        return
+    chosen = backend or next((b for b in ("jax", "tensorflow", "torch") if importlib.util.find_spec(b)), None)
+    if chosen is None or not importlib.util.find_spec(chosen):
+        raise ImportError(f'Keras needs a backend: pip install "keras-vits[{chosen or "jax"}]"')
+    os.environ["KERAS_BACKEND"] = str(chosen)
+
+
+BackendOption = Annotated[
+    Backend | None,
+    typer.Option(
+        help="What Keras runs on. Default: KERAS_BACKEND, else the first installed of jax, tensorflow, torch.",
+        callback=lambda value: use_backend(value),
+        is_eager=True,
+        show_default=False,
+    ),
+]
+OutOption = Annotated[pathlib.Path, typer.Option("--out", "-o", help="Folder to write to.")]
+DataOption = Annotated[
+    str, typer.Option("--data", "-d", help="A folder with one subfolder of images per class, or 'digits'.")
+]
+LimitOption = Annotated[
+    int | None, typer.Option(help="Use at most so many training and so many held-out pictures.", show_default=False)
+]
+SizeOption = Annotated[
+    int | None, typer.Option(help="Side of the square that the model sees, in pixels.", show_default=False)
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the last epoch that was kept in --out.")]
+SeedOption = Annotated[int, typer.Option(help="Of weights, order and augmentation.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (works behind every verb).")
+    ] = False,
+):
+    pass
+
+
+@app.command("list", epilog="Example: `keras-vits list 'mobilevit*'`")
+def list_(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern of names.")] = "*",
+    backend: BackendOption = None,
+):
+    """List the models that can be created, with their published weights."""
+    import keras_vits
+    from keras_vits import checkpoints, registry
+
+    table = _table("Model", "Family", "Image", "Published weights")
+    for name in keras_vits.list_models(pattern):
+        cls, hyperparameters = registry.lookup(name)
+        size = cls.Config(**hyperparameters).image_size
+        table.add_row(name, cls.__name__, str(size), "\n".join(c.hub_id for c in checkpoints.published(name)))
+    if not table.rows:
+        raise ValueError(f"No model fits {pattern!r}. See keras-vits list.")
+    console.print(table)
+
+
+@app.command(
+    epilog="Examples: `keras-vits train mobilevitv2_050 --data photos/ --image-size 192 --epochs 30`; after Ctrl-C, "
+    "the same command with `--resume`"
+)
+def train(
+    model: Annotated[str, typer.Argument(help="Name of a model; see keras-vits list.")],
+    data: DataOption = "digits",
+    out: OutOption = pathlib.Path("out"),
+    weights: Annotated[
+        str | None, typer.Option(help="Start from a hub id, a folder or a .safetensors file.", show_default=False)
+    ] = None,
+    image_size: SizeOption = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A hyper-parameter of the family, as depth=4.", show_default=False)
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="AdamW's highest.")] = 1e-3,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Mirror half of the pictures; not for digits or letters.")
+    ] = False,
+    limit: LimitOption = None,
+    resume: ResumeOption = False,
+    seed: SeedOption = 0,
+    backend: BackendOption = None,
+):
+    """Train a model on pictures; writes a .keras file.
+
+    Pictures are turned, shifted and scaled a little in training. A fifth of every class is held out and tells the
+    accuracy.
+    """
+    import keras
+
+    import keras_vits
+    from keras_vits.edge import keras_file
+    from keras_vits.training import data as pictures
+    from keras_vits.training import fit
+
+    names = pictures.class_names(data)
+    keras.utils.set_random_seed(seed)
+    overrides = _settings(settings) | ({"image_size": image_size} if image_size else {})
+    net = keras_vits.create(model, weights=weights, num_classes=len(names), **overrides)
+    read = pictures.load(data, net.preprocessing, limit=limit)
+    if read.skipped:
+        _say(read.warning())
+    checkpoint = fit.checkpoint_path(out, model)
+    console.print(f"Training {model} on {len(read.train)} pictures, {len(read.validation)} held out")
+    with _keeping(out):
+        found = fit.fit(
+            net,
+            read.train,
+            read.validation,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            augmentation=pictures.Augmentation(flip=flip),
+            checkpoint=checkpoint,
+            resume=resume,
+            seed=seed,
+            callbacks=[fit.Say(console.print, epochs)],
+        )
+    console.print(
+        f"{keras_file.export(net, out).path}  {found.top1:.1%} top-1 on held-out pictures after {found.epochs} epochs"
+    )
+
+
+@app.command(epilog="Example: `keras-vits export out/mobilevitv2_050.keras --to litert --to coreml`")
+def export(
+    model: Annotated[str, typer.Argument(help="A .keras file, or the name of a model (then see --weights).")],
+    to: Annotated[
+        list[Format] | None, typer.Option(help="litert (.tflite, Android) or coreml (.mlpackage, iPhone).")
+    ] = None,
+    out: OutOption = pathlib.Path("out"),
+    weights: Annotated[
+        str | None, typer.Option(help="For a name: a hub id, a folder or a .safetensors file.", show_default=False)
+    ] = None,
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="The file takes pixels 0 to 255; the preprocessing is inside.")
+    ] = False,
+    head: Annotated[Head | None, typer.Option(help="What the file returns.", show_default="logits")] = None,
+    precision: Annotated[Precision, typer.Option(help="Of a Core ML file.")] = Precision.float16,
+    batch: Annotated[int, typer.Option(min=1, help="Images in one run of the file.")] = 1,
+    backend: BackendOption = None,
+):
+    """Write a model as a file for a phone."""
+    from keras_vits.edge import coreml, litert
+
+    net = _model(model, weights)
+    for format in to or [Format.litert]:
+        if format is Format.litert:
+            written = litert.export(net, out, batch=batch, uint8_input=pixels, head=str(head or Head.logits))
+        else:
+            written = coreml.export(
+                net, out, batch=batch, image_input=pixels, head=head and str(head), precision=str(precision)
+            )
+        _written(written)
+
+
+@app.command(
+    epilog="Examples: `keras-vits quantize out/vit_float32.tflite static_int8 --calibration photos/`; "
+    "`keras-vits quantize out/vit_float16.mlpackage int8`"
+)
+def quantize(
+    file: Annotated[pathlib.Path, typer.Argument(help="A float .tflite or .mlpackage that keras-vits export wrote.")],
+    recipe: Annotated[
+        str, typer.Argument(help="float16, dynamic_int8, static_int8, weight_int4; int8, palette8, 6, 4.")
+    ],
+    calibration: Annotated[
+        str | None, typer.Option(help="For static_int8: a folder of images, or 'digits'.", show_default=False)
+    ] = None,
+    backend: BackendOption = None,
+):
+    """Make a file smaller and faster."""
+    from keras_vits.edge import artifact, coreml, litert
+
+    given = artifact.load(file)
+    if given.format == "coreml":
+        _written(coreml.quantize(given, recipe))
+    else:
+        images = _inputs(given, _pictures(given, calibration).train) if calibration == "digits" else calibration
+        _written(litert.quantize(given, recipe, images))
+
+
+@app.command(epilog="Example: `keras-vits verify out/vit_static_int8.tflite --against out/vit.keras --data photos/`")
+def verify(
+    files: Annotated[list[pathlib.Path], typer.Argument(help="Files that keras-vits export or quantize wrote.")],
+    against: Annotated[str, typer.Option(help="The .keras file that they came from.")],
+    data: DataOption = "digits",
+    limit: LimitOption = None,
+    backend: BackendOption = None,
+):
+    """Compare files with the model they came from, on the held-out pictures."""
+    _show(_verified(files, against, data, limit))
+
+
+@app.command(epilog="Example: `keras-vits benchmark out/*.tflite --threads 4`")
+def benchmark(
+    files: Annotated[list[pathlib.Path], typer.Argument(help="Files that keras-vits wrote.")],
+    device: Annotated[str, typer.Option(help="Where to run: host.")] = "host",
+    threads: Annotated[int, typer.Option(min=1, help="For each file.")] = 2,
+    backend: BackendOption = None,
+):
+    """Measure latency, load time and memory, of all files in turns."""
+    from keras_vits.edge import artifact
+    from keras_vits.edge.benchmark import benchmark
+
+    found = benchmark([artifact.load(file) for file in files], device=device, threads=threads)
+    table = _table("File", "Median ms", "p90 ms", "p99 ms", "Load ms", "Memory MB", "Runs")
+    for file, speed in zip(files, found, strict=True):
+        times = (f"{t:.2f}" for t in (speed.median_ms, speed.p90_ms, speed.p99_ms, speed.load_ms))
+        table.add_row(file.name, *times, f"{speed.peak_memory_bytes / 1e6:.0f}", str(speed.runs))
+    console.print(table)
+    console.print(f"{found[0].cpu}, {threads} threads, {found[0].runtime}")
+
+
+@app.command(
+    epilog="Example: `keras-vits report out/*.tflite --against out/vit.keras --data photos/ --out out/report.html`"
+)
+def report(
+    files: Annotated[list[pathlib.Path], typer.Argument(help="Files that keras-vits export or quantize wrote.")],
+    against: Annotated[str, typer.Option(help="The .keras file that they came from.")],
+    data: DataOption = "digits",
+    out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="The page.")] = pathlib.Path("out/report.html"),
+    limit: LimitOption = None,
+    threads: Annotated[int, typer.Option(min=1, help="For each file.")] = 2,
+    backend: BackendOption = None,
+):
+    """Verify and benchmark files, and write a page with the evidence."""
+    from keras_vits.demo import measure
+    from keras_vits.edge.report import report
+
+    rows = measure(_verified(files, against, data, limit), threads=threads, min_seconds=2.0)
+    written = report(rows, out)
+    _show(rows)
+    console.print(f"Report  {written.html}")
+
+
+@app.command(epilog="Example: `keras-vits predict photo.jpg --model out/vit_dynamic_int8.tflite`")
+def predict(
+    images: Annotated[list[pathlib.Path], typer.Argument(help="Pictures.")],
+    model: Annotated[pathlib.Path, typer.Option(help="A .tflite, .mlpackage or .keras file.")],
+    top: Annotated[int, typer.Option(min=1, help="How many labels to print.")] = 5,
+    backend: BackendOption = None,
+):
+    """Tell what is on a picture, with probabilities."""
+    import numpy as np
+
+    from keras_vits.edge import artifact
+    from keras_vits.preprocess import Preprocessing
+
+    given = artifact.load(model)
+    if given.head == "top_k":
+        raise ValueError(f"{model} has a top-k head: predict takes a file that was exported with logits or softmax.")
+    preprocessing, runner = Preprocessing(**given.preprocessing), _target(given).load(given)
+    for path in images:
+        pixels = preprocessing.pixels(path)[None]
+        answer = runner.predict(pixels if given.input.dtype != "float32" else preprocessing.normalize(pixels))[0]
+        if given.head == "logits":
+            answer = np.exp(answer - answer.max())
+            answer /= answer.sum()
+        best = answer.argsort()[::-1][:top]
+        names = given.class_names or [f"class {i}" for i in range(len(answer))]
+        table = _table(str(path), "Probability")
+        for i in best:
+            table.add_row(names[i], f"{answer[i]:.1%}")
+        console.print(table)
+
+
+@app.command(
+    epilog="Examples: `keras-vits demo`; `keras-vits demo --data photos/ --model mobilevitv2_100 --image-size 128`"
+)
+def demo(
+    data: DataOption = "digits",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Name of a model. Default: a small MobileViT v2 and a small ViT.", show_default=False),
+    ] = None,
+    out: OutOption = pathlib.Path("out"),
+    image_size: SizeOption = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the pictures. Default: each model's own.", show_default=False)
+    ] = None,
+    limit: LimitOption = None,
+    resume: ResumeOption = False,
+    seed: SeedOption = 0,
+    backend: BackendOption = None,
+):
+    """Do it all: train, export, quantize, verify, benchmark, report.
+
+    Without options it trains two small models on 1,297 real handwritten digits, in some minutes on two cores.
+    """
+    from keras_vits.demo import demo as run
+    from keras_vits.edge.report import recommend
+
+    with _keeping(out):
+        found = run(
+            out,
+            source=data,
+            model=model,
+            size=image_size,
+            epochs=epochs,
+            limit=limit,
+            resume=resume,
+            seed=seed,
+            say=console.print,
+        )
+    _show(found.rows)
+    for phone, format in (("Android", "litert"), ("iPhone", "coreml")):
+        row, reason = recommend(found.rows, format)
+        console.print(f"{phone:8}{row.artifact.path}  ({reason})")
+    console.print(f"{'Report':8}{found.report.html}  (everything took {found.seconds:.0f} s)")
+
+
+# ---------------------------------------------------------------- what the verbs share
+
+
+def _say(line):
+    """A line for the reader that is not the verb's result."""
+    print(line, file=sys.stderr)
+
+
+def _table(*heads):
+    """A table; columns of names are on the left, those of numbers on the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if not i or head in NAMES else "right", overflow="fold")
+    return table
+
+
+def _settings(pairs):
+    """["depth=4", "widths=[8, 16]"] -> hyper-parameters; a value is JSON, or else text."""
+    found = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes name=value, as depth=4; received {pair!r}.")
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            pass
+        found[name] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def _model(name, weights=None):
+    """The model of a .keras file, or a new one of a registered name."""
+    import keras_vits
+    from keras_vits.edge import keras_file
+
+    if name.endswith(".keras"):
+        return keras_file.read(name)
+    if weights is None:
+        _say(f"{name} has random weights: give --weights, or a .keras file that keras-vits train wrote.")
+    return keras_vits.create(name, weights=weights)
+
+
+def _target(artifact):
+    """The module that writes and runs the artifact's format."""
+    from keras_vits.edge import coreml, keras_file, litert
+
+    return {"litert": litert, "coreml": coreml, "keras": keras_file}[artifact.format]
+
+
+def _pictures(artifact, source, limit=None):
+    """The data set `source`, read as the artifact's input must be."""
+    from keras_vits.preprocess import Preprocessing
+    from keras_vits.training import data
+
+    return data.load(source, Preprocessing(**artifact.preprocessing), limit=limit)
+
+
+def _inputs(artifact, pictures):
+    return pictures.images() if artifact.input.dtype == "float32" else pictures.pixels()
+
+
+def _verified(files, against, source, limit):
+    """A `Row` for each file, verified on the held-out pictures."""
+    from keras_vits.edge import artifact, keras_file
+    from keras_vits.edge.progress import progress
+    from keras_vits.edge.report import Row
+    from keras_vits.edge.verify import verify as check
+
+    given = [artifact.load(file) for file in files]
+    model = keras_file.read(against)
+    held_out = _pictures(given[0], source, limit).validation
+    return [
+        Row(one, check(one, model, _inputs(one, held_out), held_out.labels)) for one in progress(given, "Verifying")
+    ]
+
+
+def _written(artifact):
+    console.print(f"{artifact.path}  {artifact.size_bytes / 1e6:.2f} MB")
+
+
+def _show(rows):
+    """The table of files."""
+    table = _table("File", "MB", "Top-1", "Agrees", "SQNR dB", "ms")
+    for row in rows:
+        check, speed = row.verification, row.latency
+        table.add_row(
+            row.artifact.path.name,
+            f"{row.artifact.size_bytes / 1e6:.2f}",
+            "" if check.top1 is None else f"{check.top1:.1%}",
+            f"{check.top1_agreement:.1%}",
+            "exact" if math.isinf(check.sqnr_db) else f"{check.sqnr_db:.1f}",
+            f"{speed.median_ms:.2f}" if speed else "",
+        )
+    console.print(table)
+    for format in dict.fromkeys(row.artifact.format for row in rows):
+        check = next(row.verification for row in rows if row.artifact.format == format)
+        console.print(f"{format}: on {check.images} pictures, {check.verified_by}")
+
+
+@contextlib.contextmanager
+def _keeping(folder):
+    """Ctrl-C in a training ends with one line that says what is kept."""
+    started = time.time()
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = sorted(p for p in folder.glob("*.checkpoint.keras") if p.stat().st_mtime >= started)
+        if kept:
+            _say(f"Stopped. The last finished epoch is kept in {kept[-1]}: the same command with --resume continues.")
+        else:
+            _say("Stopped before the first epoch was finished: nothing is kept.")
+        raise typer.Exit(130) from None
+
+
+def main(args=None):
+    """The console script. Exit code 0; 2 and one line for a user's mistake; 130 after Ctrl-C; 1 for an error of ours."""
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    try:
+        code = typer.main.get_command(app)(args, prog_name="keras-vits", standalone_mode=False) or 0
+    except typer.BadParameter.__base__ as e:  # click's UsageError, whose module differs between versions of typer
+        path = e.ctx.command_path if e.ctx else "keras-vits"
+        _say(f"Error: {_line(e.format_message())} See {path} --help.")
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        _say("Stopped.")
+        code = 130
+    except (ValueError, ImportError, OSError) as e:
+        if debug:
+            raise
+        _say(f"Error: {_line(e)}")
+        code = 2
+    except Exception as e:
+        if debug:
+            raise
+        _say(f"Internal error: {type(e).__name__}: {_line(e)} Run it again with --debug and report the traceback.")
+        code = 1
+    sys.exit(code)
+
+
+def _line(message):
+    return " ".join(str(message).split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""One way to train a classifier: AdamW, warm-up and cosine decay, label smoothing, a checkpoint after every epoch."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import time
+
+import keras
+
+from keras_vits.training.data import Augmentation, Batches
+
+PLAIN = ["bias", "gamma", "beta", "table", "token"]  # variables that weight decay leaves alone
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What a training came to.
+
+    Attributes:
+        epochs: how many the model has seen, earlier runs included.
+        top1: fraction of the held-out pictures that are classified right after the last epoch.
+        history: metric name -> one value per epoch of this run.
+        seconds: wall-clock time of this run.
+    """
+
+    epochs: int
+    top1: float
+    history: dict
+    seconds: float
+
+
+def fit(
+    model,
+    train,
+    validation,
+    *,
+    epochs=30,
+    batch_size=32,
+    learning_rate=1e-3,
+    warmup=0.1,
+    weight_decay=0.05,
+    label_smoothing=0.1,
+    augmentation=None,
+    checkpoint=None,
+    resume=False,
+    seed=0,
+    callbacks=(),
+):
+    """Trains a model in place with `model.fit`, and names its classes.
+
+    Args:
+        model: a `VisionModel` for the pictures' size and number of classes.
+        train: the `Pictures` to fit on.
+        validation: the held-out `Pictures`.
+        epochs: passes over `train`, counted from the very first run.
+        batch_size: pictures in a step.
+        learning_rate: AdamW's highest, after the warm-up; it then falls to 0 along a cosine.
+        warmup: fraction of all steps in which the learning rate grows from 0.
+        weight_decay: AdamW's, on kernels only.
+        label_smoothing: how much of a label's probability is spread over all classes.
+        augmentation: an `Augmentation`; the light default of that class when `None`.
+        checkpoint: a `.keras` file that holds model and optimizer after each epoch, or `None`. It is written whole or
+            not at all, so an interrupt (Ctrl-C) leaves the last finished epoch's.
+        resume: whether to continue from `checkpoint`, with the same pictures and batch size. If that has seen all
+            epochs already, the model is only evaluated.
+        seed: of the order of the pictures and of the augmentation.
+        callbacks: further Keras callbacks.
+
+    Returns:
+        A `Fit`.
+
+    Raises:
+        ValueError: the model does not fit the pictures; nothing to resume from; or the loss is no longer a number.
+    """
+    _check(model, train)
+    steps = math.ceil(len(train) / batch_size)
+    model.preprocessing, model.class_names = train.preprocessing, train.class_names
+    model.compile(
+        optimizer=_optimizer(steps * epochs, learning_rate, warmup, weight_decay),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing),
+        metrics=[keras.metrics.CategoricalAccuracy(name="top1")],
+    )
+    model.optimizer.build(model.trainable_variables)
+    done = _resume(model, checkpoint, steps) if resume else 0
+    batches = Batches(
+        train, batch_size, augmentation=augmentation or Augmentation(), shuffle=True, seed=seed, epoch=done
+    )
+    held_out = Batches(validation, batch_size)
+    started = time.perf_counter()
+    with contextlib.closing(_bar(model, (epochs - done) * steps)) as bar:
+        history = model.fit(
+            batches,
+            epochs=epochs,
+            initial_epoch=done,
+            validation_data=held_out,
+            callbacks=[_AfterEpoch(checkpoint, bar), *callbacks],
+            shuffle=False,
+            verbose=0,
+        ).history
+    top1 = history["val_top1"][-1] if history else model.evaluate(held_out, verbose=0, return_dict=True)["top1"]
+    return Fit(epochs=max(done, epochs), top1=top1, history=history, seconds=time.perf_counter() - started)
+
+
+def checkpoint_path(folder, name):
+    """Where the command line keeps the last epoch of a training."""
+    return pathlib.Path(folder) / f"{name}.checkpoint.keras"
+
+
+class Say(keras.callbacks.Callback):
+    """Calls `say` with one line of text after each of the `epochs` epochs."""
+
+    def __init__(self, say, epochs):
+        super().__init__()
+        self.say, self.epochs = say, epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.say(
+            f"  epoch {epoch + 1:2}/{self.epochs}  loss {logs['loss']:.3f}  "
+            f"top-1 {logs['val_top1']:.1%} of the held-out pictures"
+        )
+
+
+def _optimizer(steps, learning_rate, warmup, weight_decay):
+    warm = round(warmup * steps)
+    rate = keras.optimizers.schedules.CosineDecay(0.0, steps - warm, warmup_target=learning_rate, warmup_steps=warm)
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay, clipnorm=1.0)
+    optimizer.exclude_from_weight_decay(var_names=PLAIN)
+    return optimizer
+
+
+def _check(model, train):
+    size, channels = model.input_shape[1:3], model.input_shape[3]
+    if len(train.preprocessing.mean) != channels:
+        raise ValueError(
+            f"The pictures have {len(train.preprocessing.mean)} channels and {model.name} takes {channels}: "
+            f"create it with in_channels={len(train.preprocessing.mean)}."
+        )
+    if tuple(train.preprocessing.image_size) != size:
+        raise ValueError(
+            f"The pictures are read at {train.preprocessing.image_size} pixels and {model.name} takes {size}: "
+            "load them with model.preprocessing."
+        )
+    if model.cfg.num_classes != len(train.class_names):
+        raise ValueError(
+            f"The pictures have {len(train.class_names)} classes and {model.name} has {model.cfg.num_classes}: "
+            f"create it with num_classes={len(train.class_names)}."
+        )
+
+
+def _resume(model, checkpoint, steps):
+    """Puts weights and optimizer of the checkpoint into the compiled model; returns the number of finished epochs."""
+    if checkpoint is None or not pathlib.Path(checkpoint).is_file():
+        raise ValueError(f"There is no checkpoint to resume from; received {checkpoint}. Train without resume first.")
+    from keras_vits.edge.keras_file import read
+
+    saved = read(checkpoint)
+    if type(saved) is not type(model) or saved.cfg != model.cfg or saved.class_names != model.class_names:
+        raise ValueError(
+            f"{checkpoint} holds another model than {model.name}, other hyper-parameters or other classes: resume with "
+            "what the training was started with, or train without resume."
+        )
+    if getattr(saved, "optimizer", None) is None:
+        raise ValueError(f"{checkpoint} has no optimizer state: resume from a checkpoint that a training wrote.")
+    done, rest = divmod(int(keras.ops.convert_to_numpy(saved.optimizer.iterations)), steps)
+    if rest:
+        raise ValueError(
+            f"{checkpoint} was trained with another number of pictures or batch size: it does not end at an epoch of "
+            f"{steps} steps. Resume with the batch size and the data that it was started with."
+        )
+    for ours, theirs in zip(_state(model), _state(saved), strict=True):
+        ours.assign(theirs)
+    return done
+
+
+def _state(model):
+    return [*model.variables, *model.optimizer.variables]
+
+
+def _bar(model, steps):
+    from keras_vits.edge.progress import progress
+
+    return progress(range(steps), f"Training {model.name}", steps)
+
+
+class _AfterEpoch(keras.callbacks.Callback):
+    """Moves the bar at each step; after each epoch, stops at a loss that is no number and saves model and optimizer."""
+
+    def __init__(self, checkpoint, bar):
+        super().__init__()
+        self.checkpoint, self.bar = checkpoint, bar
+
+    def on_train_batch_begin(self, batch, logs=None):
+        next(self.bar)
+
+    def on_epoch_end(self, epoch, logs=None):
+        from keras_vits.edge.artifact import writing
+
+        if not math.isfinite(logs["loss"]):
+            kept = f" {self.checkpoint} keeps the epoch before." if self.checkpoint and epoch else ""
+            raise ValueError(f"The loss became {logs['loss']} in epoch {epoch + 1}: try a lower learning rate.{kept}")
+        if self.checkpoint:
+            with writing(self.checkpoint) as temporary:
+                self.model.save(temporary)

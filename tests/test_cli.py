@@ -1,0 +1,254 @@
+"""The command line: every verb on real files, and one clear line for every mistake."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from keras_vits import cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODEL = "vit_tiny_patch16_224"
+TINY = "--image-size 16 --set patch_size=4 --set width=24 --set depth=1 --set heads=2 --set mlp_hidden=48".split()
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with the .keras file of a tiny model that has seen some digits."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", MODEL, *TINY, "--limit", "64", "--epochs", "1", "--out", str(folder)])
+    assert stopped.value.code == 0
+    return folder
+
+
+def test_help_is_quick_and_imports_no_keras():
+    code = (
+        "import sys\n"
+        "from keras_vits import cli\n"
+        "try:\n    cli.main(sys.argv[1:])\n"
+        "except SystemExit as e:\n    code = e.code\n"
+        "heavy = {'keras', 'numpy', 'jax', 'tensorflow', 'torch', 'coremltools'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for verb in "list train export quantize verify benchmark report predict demo".split():
+        assert f" {verb} " in done.stdout
+
+
+@pytest.mark.parametrize("verb", "list train export quantize verify benchmark report predict demo".split())
+def test_every_verb_has_help_with_an_example(run, verb):
+    code, out, err = run(verb, "--help")
+    assert code == 0 and not err
+    assert f"keras-vits {verb}" in " ".join(out.split()) and "Example" in out and "--backend" in out
+
+
+def test_list(run):
+    code, out, _ = run("list", "mobilevit_*")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines() if "mobilevit_" in line] == [
+        "mobilevit_s",
+        "mobilevit_xs",
+        "mobilevit_xxs",
+    ]
+
+
+def test_from_training_to_report(run, trained, tmp_path):
+    model = trained / f"{MODEL}.keras"
+    assert model.is_file() and (trained / f"{MODEL}.checkpoint.keras").is_file()
+
+    code, out, _ = run("export", model, "--to", "litert", "--out", tmp_path)
+    float32 = tmp_path / f"{MODEL}_float32.tflite"
+    assert code == 0 and float32.name in out.replace("\n", "") and float32.is_file()
+
+    code, _, _ = run("quantize", float32, "static_int8", "--calibration", "digits")
+    int8 = tmp_path / f"{MODEL}_static_int8.tflite"
+    assert code == 0 and int8.is_file()
+
+    code, out, _ = run("verify", float32, int8, "--against", model, "--limit", 20)
+    assert code == 0 and "on 20 pictures" in out
+
+    code, out, _ = run("benchmark", float32, int8, "--threads", 1)
+    assert code == 0 and "1 threads" in out
+
+    page = tmp_path / "page" / "report.html"
+    code, out, _ = run("report", float32, int8, "--against", model, "--limit", 20, "--out", page)
+    assert code == 0 and page.is_file()
+    rows = json.loads(page.with_suffix(".json").read_text())["rows"]
+    assert [row["recipe"] for row in rows] == ["float32", "static_int8"] and all(r["latency_median_ms"] for r in rows)
+
+
+@pytest.mark.parametrize("options", [(), ("--pixels",), ("--head", "softmax")])
+def test_predict_tells_the_same_with_every_file(run, trained, tmp_path, options):
+    from keras_vits.edge import keras_file
+    from keras_vits.training import data
+
+    model = trained / f"{MODEL}.keras"
+    picture = tmp_path / "digit.png"
+    held_out = data.load("digits", keras_file.read(model).preprocessing).validation
+    Image.fromarray(held_out.pixels()[0]).save(picture)
+
+    def labels(file):
+        code, out, _ = run("predict", picture, "--model", file, "--top", 10)
+        lines = [line.split() for line in out.splitlines() if "%" in line]
+        assert code == 0 and len(lines) == 10
+        assert sum(float(p.rstrip("%")) for _, p in lines) == pytest.approx(100, abs=0.6)
+        return {name: float(p.rstrip("%")) for name, p in lines}
+
+    run("export", model, "--out", tmp_path, *options)
+    expected, found = labels(model), labels(tmp_path / f"{MODEL}_float32.tflite")
+    assert found == pytest.approx(expected, abs=0.11)
+
+
+def test_interrupted_training_keeps_its_checkpoint_and_resumes(run, tmp_path, monkeypatch):
+    from keras_vits.training import fit
+
+    command = ["train", MODEL, *TINY, "--limit", 64, "--epochs", 3, "--out", tmp_path]
+    say = fit.Say.on_epoch_end
+
+    def interrupt(self, epoch, logs=None):
+        say(self, epoch, logs)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit.Say, "on_epoch_end", interrupt)
+        code, _, err = run(*command)
+    checkpoint = tmp_path / f"{MODEL}.checkpoint.keras"
+    assert code == 130 and err.count("\n") == 1 and str(checkpoint) in err and "--resume" in err
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.name]
+
+    code, out, _ = run(*command, "--resume")
+    assert code == 0 and "epoch  3/3" in out and "epoch  2/3" not in out
+    assert (tmp_path / f"{MODEL}.keras").is_file()
+
+
+def test_unreadable_pictures_are_named_and_counted(run, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (20, 20), (50 * i, 0, 0)).save(tmp_path / "photos" / name / f"{i}.png")
+    broken = tmp_path / "photos" / "a" / "broken.jpg"
+    broken.write_bytes(b"no image")
+    code, out, err = run("train", MODEL, *TINY, "--data", tmp_path / "photos", "--epochs", 1, "--out", tmp_path / "out")
+    assert code == 0 and "Training vit_tiny_patch16_224 on 8 pictures, 2 held out" in out
+    assert err == f"Skipped 1 unreadable image: {broken}\n"
+
+
+def mistakes():
+    yield "unknown model", ["train", "mobilvit_xs"], "Did you mean 'mobilevit_xs'"
+    yield "unknown hyper-parameter", ["train", MODEL, "--set", "colour=1"], "has no hyper-parameter colour"
+    yield "no hyper-parameter", ["train", MODEL, "--set", "colour"], "--set takes name=value"
+    yield "image size", ["train", MODEL, "--image-size", "100"], "multiples of 16"
+    yield "wrong channels", ["train", MODEL, *TINY, "--set", "in_channels=2"], "channels"
+    yield "no folder", ["train", MODEL, "--data", "nowhere"], "No such folder: nowhere"
+    yield "one class", ["train", MODEL, "--data", "one"], "one class, 'a'"
+    yield "no images", ["demo", "--data", "empty"], "no subfolders with images"
+    yield "nothing to resume", ["train", MODEL, *TINY, "--resume"], "no checkpoint to resume from"
+    yield "no such model file", ["export", "nothing.keras"], "No such file: nothing.keras"
+    yield "damaged model file", ["export", "text.keras"], "truncated or not a .keras file"
+    yield "no such artifact", ["quantize", "nothing.tflite", "float16"], "No such file: nothing.tflite"
+    yield "artifact alone", ["benchmark", "text.keras"], "has no text.keras.json beside it"
+    yield (
+        "unwritable",
+        ["train", MODEL, *TINY, "--limit", "20", "--epochs", "1", "--out", "text.keras/x"],
+        "Cannot write",
+    )
+    yield "no pattern", ["list", "resnet*"], "No model fits 'resnet*'"
+    yield "usage: option", ["train", MODEL, "--colour"], "No such option"
+    yield "usage: number", ["train", MODEL, "--epochs", "many"], "epochs"
+    yield "usage: range", ["train", MODEL, "--epochs", "0"], "epochs"
+    yield "usage: argument", ["train"], "Missing argument"
+    yield "usage: verb", ["trian"], "No such command"
+
+
+@pytest.mark.parametrize(("arguments", "words"), [pytest.param(a, w, id=name) for name, a, w in mistakes()])
+def test_a_mistake_gives_one_line_and_exit_code_2(run, tmp_path, monkeypatch, arguments, words):
+    (tmp_path / "one" / "a").mkdir(parents=True)
+    (tmp_path / "empty" / "a").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "one" / "a" / "1.png")
+    (tmp_path / "text.keras").write_text("no zip file")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = run(*arguments)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert words in err and "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_unknown_recipe_lists_the_known_ones(run, trained, tmp_path):
+    run("export", trained / f"{MODEL}.keras", "--out", tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = run("quantize", tmp_path / f"{MODEL}_float32.tflite", "int3")
+    assert code == 2 and "static_int8" in err and err.count("\n") == 1
+    code, _, err = run("quantize", tmp_path / f"{MODEL}_float32.tflite", "static_int8")
+    assert code == 2 and "needs calibration" in err and err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="Unknown model"):
+        cli.main(["train", "no_such_model", "--debug"])
+
+
+def test_an_error_of_ours_is_told_apart(run, monkeypatch):
+    monkeypatch.setattr("keras_vits.registry.variants", lambda: 1 / 0)
+    code, _, err = run("list")
+    assert code == 1 and err.startswith("Internal error: ZeroDivisionError") and err.count("\n") == 1
+
+
+def test_a_missing_backend_names_the_extra(monkeypatch):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "keras-vits\[torch\]"'):
+        cli.use_backend(cli.Backend.torch)
+
+
+@pytest.mark.parametrize("arguments", [["demo"], ["test"], ["test", "BACKEND=jax"]])
+def test_make_runs_what_the_readme_says(arguments, tmp_path):
+    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / file).write_bytes((ROOT / file).read_bytes())
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "BACKEND"))}
+
+    def dry(*extra):
+        done = subprocess.run(
+            ["make", "-n", *arguments, *extra], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    fresh = dry()
+    extra = arguments[0]
+    assert "-m venv .venv" in fresh and f'-c constraints.txt -e ".[{extra}]"' in fresh
+    if extra == "demo":
+        assert ".venv/bin/keras-vits demo --backend jax" in fresh
+    else:
+        assert f"for backend in {'jax' if len(arguments) > 1 else 'tensorflow jax torch'};" in fresh
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").touch()
+    (tmp_path / ".venv" / f".{extra}").touch()
+    assert "install" not in dry() and "venv .venv" not in dry()  # a second run installs nothing
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_examples(example, tmp_path):
+    done = subprocess.run([sys.executable, example, "--smoke"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "%" in done.stdout and len(example.read_text().splitlines()) < 60
