@@ -34,7 +34,7 @@ def _tensor(bits, symmetric=True, dtype="INT", granularity="CHANNELWISE"):
     return dict(num_bits=bits, symmetric=symmetric, dtype=dtype, granularity=granularity)
 
 
-def _entries(operations, weight, activation=None, integer=True, algorithm="min_max_uniform_quantize"):
+def _entries(operations, weight, activation=None, integer=True, algorithm="min_max_uniform_quantize", regex=".*"):
     config = dict(
         weight_tensor_config=weight,
         compute_precision="INTEGER" if integer else "FLOAT",
@@ -42,11 +42,13 @@ def _entries(operations, weight, activation=None, integer=True, algorithm="min_m
     )
     if activation:
         config["activation_tensor_config"] = activation
-    return tuple(dict(regex=".*", operation=op, algorithm_key=algorithm, op_config=config) for op in operations)
+    return tuple(dict(regex=regex, operation=op, algorithm_key=algorithm, op_config=config) for op in operations)
 
 
 DENSE, CONV, DEPTHWISE = "FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"
 ACTIVATION = _tensor(8, symmetric=False, granularity="TENSORWISE")
+# The head's activations are quantized as they come in every recipe: logits in 8 bits would make ties of close classes.
+LOGITS = _entries((DENSE,), _tensor(8), regex="^head/.*")
 
 RECIPES = {
     recipe.name: recipe
@@ -70,7 +72,7 @@ RECIPES = {
             formats=("litert",),
             description="8-bit weights and activations in dense layers and convolutions, the rest in float",
             needs_calibration=True,
-            litert=_entries((DENSE, CONV, DEPTHWISE), _tensor(8), ACTIVATION),
+            litert=_entries((DENSE, CONV, DEPTHWISE), _tensor(8), ACTIVATION) + LOGITS,
         ),
         Recipe(
             name="weight_int4",
@@ -92,9 +94,7 @@ def for_odd_dense(layers):
     Args:
         layers: names of their output tensors.
     """
-    return tuple(
-        {**entry, "regex": f"^{re.escape(name)};?$"} for name in layers for entry in _entries((DENSE,), _tensor(8))
-    )
+    return tuple(entry for name in layers for entry in _entries((DENSE,), _tensor(8), regex=f"^{re.escape(name)};?$"))
 
 
 def checked_recipe(name, format):

@@ -62,7 +62,7 @@ JOBS = (
         name="vit_small",
         hyperparameters=dict(width=128, depth=6, heads=4, mlp_hidden=256),
         epochs=40,
-        learning_rate=1.5e-3,
+        learning_rate=1e-3,
     ),
 )
 

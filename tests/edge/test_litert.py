@@ -368,6 +368,24 @@ def test_recipe(family, recipe, tmp_path):
         assert {"QUANTIZE", "DEQUANTIZE"} <= set(check.op_histogram)
 
 
+def test_static_int8_against_the_quantizers_own_recipe(tmp_path):
+    """ViT-Ti with Keras' initial weights and 8 random calibration images: one partition, and another class of quality."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    keras.utils.set_random_seed(0)
+    model = keras_vits.create("vit_tiny_patch16_224")
+    x = np.random.default_rng(0).uniform(0, 1, (11, 224, 224, 3)).astype("float32")
+    f32 = edge.litert.export(model, tmp_path)
+    ours = edge.verify(edge.litert.quantize(f32, "static_int8", calibration=x[:8]), against=model, images=x[8:])
+    stock = quantizer.Quantizer(bytearray(f32.path.read_bytes()), recipe.static_wi8_ai8())
+    ranges = stock.calibrate({"serving_default": [{"image": image[None]} for image in x[:8]]})
+    path = tmp_path / "stock.tflite"
+    path.write_bytes(stock.quantize(ranges, enable_progress_report=False).quantized_model)
+    theirs = litert.Runner(path)
+    assert ours.partitions == 1 < theirs.partitions()
+    assert ours.sqnr_db > 33 > 20 > sqnr_db(theirs.predict(x[8:]), model.predict(x[8:], verbose=0))
+
+
 def test_quantize_a_file_that_takes_pixels(tmp_path):
     model = FAMILIES[0].create()
     pixels = RANDOM.integers(0, 256, (8, *model.input_shape[1:]), dtype=np.uint8)
