@@ -231,7 +231,7 @@ class _Child:
         start, ms = time.monotonic(), []
         while len(ms) < WARMUP_RUNS or time.monotonic() - start < seconds:
             ms += self._ask(runs=1)["ms"]
-        return max(1, round(ROUND_SECONDS * 1e3 / np.mean(ms)))
+        return max(1, round(ROUND_SECONDS * 1e3 / np.median(ms)))  # the first run may compile, for seconds
 
     def measure(self, runs):
         answer = self._ask(runs=runs)

@@ -487,7 +487,7 @@ def _keeping(folder):
 
 
 def main(args=None):
-    """The console script. Exit code 0; 2 and one line for a user's mistake; 130 after Ctrl-C; 1 for an error of ours."""
+    """The console script. Exit code 2 and one line for a user's mistake, 130 after Ctrl-C, 1 for an error of ours."""
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]

@@ -308,7 +308,7 @@ def test_large_model_is_written_in_seconds(tmp_path):
         begin = time.process_time()
         artifact = edge.litert.export(model, tmp_path, name=name)
         seconds.append(time.process_time() - begin)
-    assert artifact.size_bytes > 4 * model.count_params()
+    assert artifact.size_bytes > 0.99 * 4 * model.count_params()  # some gains and biases are folded away
     assert min(seconds) < 3.0
 
 
@@ -369,7 +369,7 @@ def test_recipe(family, recipe, tmp_path):
 
 
 def test_static_int8_against_the_quantizers_own_recipe(tmp_path):
-    """ViT-Ti with Keras' initial weights and 8 random calibration images: one partition, and another class of quality."""
+    """ViT-Ti, Keras' initial weights, 8 random calibration images: one partition, and another class of quality."""
     from ai_edge_quantizer import quantizer, recipe
 
     keras.utils.set_random_seed(0)
