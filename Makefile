@@ -1,9 +1,10 @@
 # make demo               train, export, quantize, verify, benchmark and report on real images; see out/report.html
-# make test               the whole test suite on TensorFlow, JAX and PyTorch, one after the other
+# make test               the whole test suite on TensorFlow, JAX and PyTorch, one after the other; what needs no backend
+#                         (marked "once" in the tests) on the first of them
 # make test BACKEND=jax   on one of them
 # Both install what they need into .venv, once, with the exact versions of constraints.txt.
 
-BACKENDS := tensorflow jax torch
+BACKENDS := jax tensorflow torch
 BACKEND ?= $(BACKENDS)
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -15,9 +16,10 @@ demo: .venv/.demo
 	$(BIN)/keras-vits demo --backend jax
 
 test: .venv/.test
-	@for backend in $(BACKEND); do \
+	@set --; for backend in $(BACKEND); do \
 		echo "== $$backend"; \
-		KERAS_BACKEND=$$backend $(BIN)/python -m pytest || exit 1; \
+		KERAS_BACKEND=$$backend $(BIN)/python -m pytest "$$@" || exit 1; \
+		set -- -m "not once"; \
 	done
 
 .venv/.demo .venv/.test: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python

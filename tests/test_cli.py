@@ -39,6 +39,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.once
 def test_help_is_quick_and_imports_no_keras():
     code = (
         "import sys\n"
@@ -54,6 +55,7 @@ def test_help_is_quick_and_imports_no_keras():
         assert f" {verb} " in done.stdout
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("verb", "list train export quantize verify benchmark report predict demo".split())
 def test_every_verb_has_help_with_an_example(run, verb):
     code, out, err = run(verb, "--help")
@@ -221,6 +223,7 @@ def test_a_missing_backend_names_the_extra(monkeypatch):
         cli.use_backend(cli.Backend.torch)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("arguments", [["demo"], ["test"], ["test", "BACKEND=jax"]])
 def test_make_runs_what_the_readme_says(arguments, tmp_path):
     for file in ("Makefile", "pyproject.toml", "constraints.txt"):
@@ -240,7 +243,7 @@ def test_make_runs_what_the_readme_says(arguments, tmp_path):
     if extra == "demo":
         assert ".venv/bin/keras-vits demo --backend jax" in fresh
     else:
-        assert f"for backend in {'jax' if len(arguments) > 1 else 'tensorflow jax torch'};" in fresh
+        assert f"for backend in {'jax' if len(arguments) > 1 else 'jax tensorflow torch'};" in fresh
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").touch()
     (tmp_path / ".venv" / f".{extra}").touch()

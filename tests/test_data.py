@@ -9,6 +9,8 @@ from PIL import Image
 from keras_vits.preprocess import Preprocessing
 from keras_vits.training import data
 
+pytestmark = pytest.mark.once
+
 PREPROCESSING = Preprocessing(image_size=(16, 16), crop=1.0)
 
 

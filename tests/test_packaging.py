@@ -14,6 +14,8 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSION = re.search(r'"(.*)"', (ROOT / "keras_vits" / "version.py").read_text()).group(1)

@@ -11,6 +11,8 @@ from sklearn.datasets import load_sample_image
 
 from keras_vits.preprocess import INTERPOLATIONS, Preprocessing
 
+pytestmark = pytest.mark.once
+
 CHINA, FLOWER = load_sample_image("china.jpg"), load_sample_image("flower.jpg")  # (427,640,3) uint8
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

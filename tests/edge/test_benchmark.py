@@ -18,6 +18,8 @@ from keras_vits.edge import artifact as artifacts
 from keras_vits.edge.benchmark import Latency, benchmark, ratio
 from keras_vits.edge.progress import progress
 
+pytestmark = pytest.mark.once
+
 QUICK = dict(threads=1, min_runs=50, min_seconds=0.2, warmup_seconds=0.05)
 
 

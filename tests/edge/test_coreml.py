@@ -183,6 +183,7 @@ def test_every_operation_has_a_case():
     assert set(CASES) == set(OPS) == set(coreml.WRITERS)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("op", CASES)
 def test_operation_equals_graph(op, tmp_path):
     """All cases of an operation in one file; x in the Graph's order of axes, channels first, and in another order."""
@@ -210,6 +211,7 @@ def test_an_operation_that_core_ml_lacks_is_named():
         coreml.write(build.graph)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("seed", range(40))
 def test_regroup(seed):
     """A form that regroup allows is reshaped as the tensor is; one that it forbids holds other numbers."""
@@ -293,6 +295,7 @@ def test_vit_uses_fused_operations(tmp_path):
     assert not {"reduce_mean", "rsqrt", "erf", "exp", "gather", "split", "real_div"} & set(found)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("target", ["iOS15", "iOS18"])
 def test_targets(target, tmp_path):
     model = create("vit")
@@ -419,6 +422,7 @@ def large_weights(runner):
     return [weight for weight in found if weight.size > 2048]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "recipe, bits, weight_db", [("int8", 8, 38), ("palette8", 8, 43), ("palette6", 6, 31), ("palette4", 4, 19)]
 )
@@ -466,6 +470,7 @@ def test_images_of_another_size_are_refused(wide, tmp_path):
         runner.predict(np.zeros((1, 16, 16, 3), np.float32))
 
 
+@pytest.mark.once
 def test_the_graph_is_written_without_keras(tmp_path):
     """A traced model and its Graph give the same file."""
     model = create("vit")

@@ -2,6 +2,7 @@
 
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -160,6 +161,7 @@ PRIMITIVES = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_primitive(name, tmp_path):
     b = Builder()
@@ -219,6 +221,7 @@ def test_export(family, tmp_path):
     assert artifact.tools["litert_runtime"].split()[0] in ("ai_edge_litert", "tflite_runtime", "tensorflow.lite")
 
 
+@pytest.mark.once
 @family
 def test_full_size_variant_is_one_partition(family, tmp_path):
     model = randomize(keras_vits.create(family.variant))
@@ -232,6 +235,14 @@ def test_the_same_bytes_every_time(tmp_path):
     model = FAMILIES[2].create()
     first, second = (edge.litert.export(model, tmp_path / name) for name in "ab")
     assert first.sha256 == second.sha256
+
+
+def test_two_threads_export_at_once(tmp_path):
+    models = [family.create() for family in FAMILIES]
+    alone = [edge.litert.export(model, tmp_path / "alone").sha256 for model in models]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda model: edge.litert.export(model, tmp_path / "together").sha256, models))
+    assert alone == together
 
 
 def test_batch_and_rectangle(tmp_path):
@@ -350,6 +361,7 @@ BOUNDS = {
 }  # size, dB
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("recipe", RECIPES)
 @family
 def test_recipe(family, recipe, tmp_path):
@@ -368,6 +380,7 @@ def test_recipe(family, recipe, tmp_path):
         assert {"QUANTIZE", "DEQUANTIZE"} <= set(check.op_histogram)
 
 
+@pytest.mark.once
 def test_static_int8_against_the_quantizers_own_recipe(tmp_path):
     """ViT-Ti, Keras' initial weights, 8 random calibration images: one partition, and another class of quality."""
     from ai_edge_quantizer import quantizer, recipe
@@ -394,6 +407,7 @@ def test_quantize_a_file_that_takes_pixels(tmp_path):
     assert edge.verify(i8, against=model, images=pixels).sqnr_db > 25
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", ["array", "pairs", "pydataset", "loader", "folder"])
 def test_calibration_sources(kind, tmp_path):
     model = FAMILIES[0].create()

@@ -524,6 +524,8 @@ new = packages() - before
 assert not new & {{"tensorflow", "torch", "torchvision", "transformers", "sklearn"}}, new
 assert ct is mlprogram.coremltools()
 import {later}, sklearn.cluster
+
+pytestmark = pytest.mark.once
 assert {later}.ones([2, 3]).shape == (2, 3)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -16,6 +16,8 @@ from keras_vits.edge.report import Row, host_environment, recommend, report
 from keras_vits.edge.report_plot import Point, plot
 from keras_vits.edge.verify import Verification
 
+pytestmark = pytest.mark.once
+
 EXTENSIONS = {"litert": ".tflite", "coreml": ".mlpackage", "keras": ".keras"}
 EVALUATOR = "checked against a reference evaluator"
 

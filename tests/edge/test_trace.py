@@ -61,6 +61,7 @@ def signature(graph):
     ]
 
 
+@pytest.mark.once
 def test_same_graph_on_every_backend(tmp_path):
     """Each other backend traces the same models in a process of its own."""
     program = (
@@ -357,6 +358,7 @@ def test_an_operation_that_is_not_in_the_table_names_its_layer():
         trace(keras.Model(x, Odd(name="odd_one")(x)))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["MobileNetV3Small", "ConvNeXtTiny"])
 def test_models_that_keras_ships(name):
     model = getattr(keras.applications, name)(weights=None, input_shape=(64, 64, 3), classes=7)
