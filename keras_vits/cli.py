@@ -57,14 +57,30 @@ class Precision(StrEnum):
 def use_backend(backend):
     """Sets the backend before Keras is imported, which reads it once, and silences what the frameworks have to say."""
     warnings.simplefilter("ignore")
-    for name, level in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("ABSL_MIN_LOG_LEVEL", "3"), ("GLOG_minloglevel", "3")):
-        os.environ.setdefault(name, level)
-    if backend is None and "KERAS_BACKEND" in os.environ:
-        return
-    chosen = backend or next((b for b in ("jax", "tensorflow", "torch") if importlib.util.find_spec(b)), None)
-    if chosen is None or not importlib.util.find_spec(chosen):
-        raise ImportError(f'Keras needs a backend: pip install "keras-vits[{chosen or "jax"}]"')
-    os.environ["KERAS_BACKEND"] = str(chosen)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if backend or "KERAS_BACKEND" not in os.environ:
+        chosen = backend or next((b for b in ("jax", "tensorflow", "torch") if importlib.util.find_spec(b)), None)
+        if chosen is None or not importlib.util.find_spec(chosen):
+            raise ImportError(f'Keras needs a backend: pip install "keras-vits[{chosen or "jax"}]"')
+        os.environ["KERAS_BACKEND"] = str(chosen)
+    if os.environ["KERAS_BACKEND"] == "tensorflow" and "keras" not in sys.modules:
+        with _no_stderr():  # TensorFlow's start-up and its search for a GPU write there, whatever the log level
+            import keras
+
+            keras.ops.zeros(1)
+
+
+@contextlib.contextmanager
+def _no_stderr():
+    """Discards what native code writes to stderr."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 BackendOption = Annotated[
@@ -149,15 +165,13 @@ def train(
     Pictures are turned, shifted and scaled a little in training. A fifth of every class is held out and tells the
     accuracy.
     """
-    import keras
-
     import keras_vits
     from keras_vits.edge import keras_file
     from keras_vits.training import data as pictures
     from keras_vits.training import fit
 
     names = pictures.class_names(data)
-    keras.utils.set_random_seed(seed)
+    fit.set_seed(seed)
     overrides = _settings(settings) | ({"image_size": image_size} if image_size else {})
     net = keras_vits.create(model, weights=weights, num_classes=len(names), **overrides)
     read = pictures.load(data, net.preprocessing, limit=limit)

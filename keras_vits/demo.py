@@ -6,8 +6,6 @@ import pathlib
 import sys
 import time
 
-import keras
-
 from keras_vits import registry
 from keras_vits.edge import coreml, keras_file, litert
 from keras_vits.edge.benchmark import benchmark
@@ -124,7 +122,7 @@ def demo(
     names = data.class_names(source)
     rows, fits = [], {}
     for job in [Job(variant=model)] if model else JOBS:
-        keras.utils.set_random_seed(seed)
+        fit.set_seed(seed)
         net = _create(job, len(names), size)
         pictures = data.load(source, net.preprocessing, limit=limit)
         if pictures.skipped and not fits:

@@ -206,6 +206,13 @@ def test_an_unknown_recipe_lists_the_known_ones(run, trained, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("arguments", [["train", "mobilvit_xs"], ["train", MODEL, *TINY, "--limit", "20", "--resume"]])
+def test_in_a_process_of_its_own_it_is_one_line_too(tmp_path, arguments):
+    code = "from keras_vits import cli; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError, match="Unknown model"):
         cli.main(["train", "no_such_model", "--debug"])
@@ -250,6 +257,7 @@ def test_make_runs_what_the_readme_says(arguments, tmp_path):
     assert "install" not in dry() and "venv .venv" not in dry()  # a second run installs nothing
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
 def test_examples(example, tmp_path):
     done = subprocess.run([sys.executable, example, "--smoke"], cwd=tmp_path, capture_output=True, text=True)

@@ -266,6 +266,7 @@ def test_only_light_packages_are_imported_at_the_top():
         assert heavy <= {"keras", "keras_vits", "numpy"}, file
 
 
+@pytest.mark.once
 def test_import_is_light():
     """The public names load nothing heavy and add at most 0.3 s to `import keras`."""
     code = """

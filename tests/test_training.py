@@ -14,13 +14,19 @@ TINY = dict(image_size=16, patch_size=4, width=24, depth=1, heads=2, mlp_hidden=
 
 
 def create(seed=0, **overrides):
-    keras.utils.set_random_seed(seed)
+    fit.set_seed(seed)
     return keras_vits.create("vit_tiny_patch16_224", **{**TINY, **overrides})
 
 
 @pytest.fixture(scope="module")
 def digits():
     return data.load("digits", create().preprocessing, limit=160)
+
+
+def test_a_seed_gives_the_same_weights():
+    for a, b in zip(create(3).get_weights(), create(3).get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(create(3).get_weights(), create(4).get_weights(), strict=True))
 
 
 class Interrupt(keras.callbacks.Callback):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import random
 import time
 
 import keras
@@ -100,6 +101,12 @@ def fit(
         ).history
     top1 = history["val_top1"][-1] if history else model.evaluate(held_out, verbose=0, return_dict=True)["top1"]
     return Fit(epochs=max(done, epochs), top1=top1, history=history, seconds=time.perf_counter() - started)
+
+
+def set_seed(seed):
+    """Seeds the weights of the models that are built next. Keras draws every layer's seed from Python's generator;
+    `keras.utils.set_random_seed` would import TensorFlow for it wherever it is installed."""
+    random.seed(seed)
 
 
 def checkpoint_path(folder, name):
