@@ -16,6 +16,8 @@ from coremltools.converters.mil import Builder as mb  # noqa: E402, N813
 from coremltools.converters.mil.mil import Function, types  # noqa: E402
 from coremltools.converters.mil.mil import Program as MilProgram  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cheap_garbage_collection():
@@ -524,8 +526,6 @@ new = packages() - before
 assert not new & {{"tensorflow", "torch", "torchvision", "transformers", "sklearn"}}, new
 assert ct is mlprogram.coremltools()
 import {later}, sklearn.cluster
-
-pytestmark = pytest.mark.once
 assert {later}.ones([2, 3]).shape == (2, 3)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
