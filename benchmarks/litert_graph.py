@@ -80,7 +80,7 @@ def measure(folder):
         for recipe in ("dynamic_int8", "static_int8", "weight_int4"):
             files[recipe] = edge.litert.quantize(files["ours"], recipe, calibration=x[:8])
         checks = {key: edge.verify(artifact, against=model, images=x[8:]) for key, artifact in files.items()}
-        speeds = dict(zip(files, edge.benchmark(list(files.values()), threads=2, min_seconds=5.0), strict=True))
+        speeds = dict(zip(files, edge.benchmark(list(files.values()), threads=2, min_seconds=3.0), strict=True))
         for key, artifact in files.items():
             check, speed = checks[key], speeds[key]
             found.append(
