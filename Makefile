@@ -18,7 +18,7 @@ demo: .venv/.demo
 test: .venv/.test
 	@set --; for backend in $(BACKEND); do \
 		echo "== $$backend"; \
-		KERAS_BACKEND=$$backend $(BIN)/python -m pytest "$$@" || exit 1; \
+		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 --dist loadfile "$$@" || exit 1; \
 		set -- -m "not once"; \
 	done
 
