@@ -803,7 +803,7 @@ class Runner:
 
     def histogram(self):
         """Name of a MIL operation -> how often it is in the file, constants left out."""
-        return dict(sorted(self._program.operations.items(), key=lambda kv: (-kv[1], kv[0])))
+        return self._program.operations
 
 
 def _pil(pixels):

@@ -5,12 +5,18 @@ The evaluator tells which of those steps broke when a number is off. Images and 
 throughout.
 """
 
+import collections
 import dataclasses
 import math
 
 import numpy as np
 
 DTYPES = {"float32": np.float32, "int32": np.int32, "uint8": np.uint8, "bool": np.bool_}
+
+
+def histogram(names):
+    """How often each name occurs, most frequent first."""
+    return dict(sorted(collections.Counter(names).items(), key=lambda item: (-item[1], item[0])))
 
 
 @dataclasses.dataclass(eq=False)
@@ -55,10 +61,7 @@ class Graph:
 
     def histogram(self):
         """Number of nodes by op name, most frequent first."""
-        counts = {}
-        for node in self.nodes:
-            counts[node.op] = counts.get(node.op, 0) + 1
-        return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
+        return histogram(node.op for node in self.nodes)
 
     def producers(self):
         """Value -> the node that computes it."""

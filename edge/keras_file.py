@@ -11,6 +11,7 @@ from keras_vits.model import VisionModel
 
 from . import artifact as artifacts
 from .artifact import InputSpec, writing
+from .graph import histogram
 
 
 def export(model, folder, *, name=None):
@@ -97,7 +98,4 @@ class Runner:
 
     def histogram(self):
         """Number of layers by class, most frequent first."""
-        counts = {}
-        for layer in self.model.layers:
-            counts[type(layer).__name__] = counts.get(type(layer).__name__, 0) + 1
-        return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
+        return histogram(type(layer).__name__ for layer in self.model.layers)

@@ -22,7 +22,7 @@ from keras_vits.version import __version__
 from . import artifact as artifacts
 from .artifact import InputSpec
 from .calibration import batches
-from .graph import same_padding
+from .graph import histogram, same_padding
 from .litert_metadata import add_labels, metadata
 from .recipes import checked_recipe, for_odd_dense
 from .rewrite import rewrite, with_head, with_pixels
@@ -317,11 +317,8 @@ class Runner:
 
     def histogram(self):
         """Number of operations in the file by name, most frequent first."""
-        counts = {}
-        for op in self.interpreter._get_ops_details():
-            if op["op_name"] != "DELEGATE":
-                counts[op["op_name"]] = counts.get(op["op_name"], 0) + 1
-        return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
+        names = (op["op_name"] for op in self.interpreter._get_ops_details())
+        return histogram(name for name in names if name != "DELEGATE")
 
 
 # ---------------------------------------------------------------- writing
@@ -372,9 +369,7 @@ class _Writer:
         count = self.names[name] = self.names.get(name, 0) + 1
         t.name, t.buffer = (name if count == 1 else f"{name}_{count}").encode(), 0  # the quantizer needs unique names
         if data is not None:
-            buffer = S.BufferT()
-            buffer.data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-            self.buffers.append(buffer)
+            self.buffers.append(_Constant(S, data))
             t.buffer = len(self.buffers) - 1
         self.tensors.append(t)
         return len(self.tensors) - 1
@@ -472,9 +467,8 @@ class _Writer:
         signature.outputs = [entry(n, i) for n, i in zip(outputs, main.outputs, strict=True)]
         model.signatureDefs = [signature]
         if metadata_content:
-            buffer, found = S.BufferT(), S.MetadataT()
-            buffer.data = np.frombuffer(metadata_content, np.uint8)
-            self.buffers.append(buffer)
+            found = S.MetadataT()
+            self.buffers.append(_Constant(S, np.frombuffer(metadata_content, np.uint8)))
             found.name, found.buffer = b"TFLITE_METADATA", len(self.buffers) - 1
             model.metadata = [found]
         return self.pack(model)
@@ -483,28 +477,57 @@ class _Writer:
         flatbuffers = _import("flatbuffers")
 
         def packed(size):
-            builder = flatbuffers.Builder(size)
+            builder = flatbuffers.Builder(0)
+            builder.Bytes, builder.head = memoryview(np.zeros(size, np.uint8)), size  # numpy asks for huge pages
             builder.Finish(model.Pack(builder), b"TFL3")
-            return memoryview(builder.Bytes)[builder.Head() :]
+            return builder.Bytes[builder.Head() :]
 
-        size = sum(len(b.data) for b in self.buffers if b.data is not None)
+        constants = [b for b in self.buffers if isinstance(b, _Constant)]
+        size = sum(c.data.nbytes + 64 for c in constants)
+        tables = 1024 * (len(self.tensors) + len(self.operators)) + 4096
         if size < LIMIT:
-            return packed(size + 1024 * (len(self.tensors) + len(self.operators)) + 4096)
+            return packed(size + tables)
         # Constants go behind the flatbuffer, at offsets first written as 2 and, its length known, truly.
-        outside = [(b, b.data) for b in self.buffers if b.data is not None and len(b.data) > 1024]
-        for b, data in outside:
-            b.data, b.offset, b.size = None, 2, len(data)
-        at = len(packed(1 << 20))
-        for b, data in outside:
+        outside = [c for c in constants if c.data.nbytes > 1024]
+        for c in outside:
+            c.offset, c.size = 2, c.data.nbytes
+        at = len(packed(1024 * len(constants) + tables))
+        for c in outside:
             at += -at % 16
-            b.offset = at
-            at += len(data)
-        content = bytearray(at)
-        head = packed(1 << 20)
+            c.offset = at
+            at += c.size
+        content = memoryview(np.zeros(at, np.uint8))
+        head = packed(1024 * len(constants) + tables)
         content[: len(head)] = head
-        for b, data in outside:
-            content[b.offset : b.offset + b.size] = memoryview(data)
-        return memoryview(content)
+        for c in outside:
+            c.copy(content, c.offset)
+        return content
+
+
+class _Constant:
+    """A buffer of the file (the schema's BufferT) with an array of any layout, which is copied once, in C order."""
+
+    def __init__(self, S, data):
+        self.S, self.data = S, data
+        self.offset = self.size = 0  # of data behind the flatbuffer
+
+    def copy(self, memory, at):
+        np.frombuffer(memory, self.data.dtype, self.data.size, at).reshape(self.data.shape)[...] = self.data
+
+    def Pack(self, builder):  # noqa: N802 - the schema calls it so
+        S, vector = self.S, None
+        if not self.offset:
+            builder.StartVector(1, self.data.nbytes, 16)  # the schema's alignment
+            builder.head -= self.data.nbytes
+            self.copy(builder.Bytes, builder.head)
+            builder.vectorNumElems = self.data.nbytes
+            vector = builder.EndVector()
+        S.BufferStart(builder)
+        if vector is not None:
+            S.BufferAddData(builder, vector)
+        S.BufferAddOffset(builder, self.offset)
+        S.BufferAddSize(builder, self.size)
+        return S.BufferEnd(builder)
 
 
 VERSIONS = {
@@ -836,7 +859,7 @@ def _(w, node):
 
 @writes("conv2d")
 def _(w, node):
-    _convolution(w, node, "CONV_2D", "Conv2D", lambda k: np.ascontiguousarray(k.transpose(3, 0, 1, 2)))
+    _convolution(w, node, "CONV_2D", "Conv2D", lambda k: k.transpose(3, 0, 1, 2))
 
 
 @writes("depthwise_conv2d")

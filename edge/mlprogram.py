@@ -21,7 +21,7 @@ import threading
 
 import numpy as np
 
-from .graph import erf, sigmoid
+from .graph import erf, histogram, sigmoid
 
 # ---------------------------------------------------------------- coremltools without the frameworks it looks for
 
@@ -132,7 +132,7 @@ class Program:
     Attributes:
         inputs: name -> (shape, type); the type of an image input is "rgb", "bgr" or "gray".
         outputs: names.
-        operations: name of a MIL operation -> how often it occurs, constants left out.
+        operations: name of a MIL operation -> how often it occurs, constants left out, most frequent first.
 
     Raises:
         ValueError: the package is damaged or truncated, or holds an operation that has no definition here.
@@ -166,9 +166,8 @@ class Program:
         kind = lambda i: orders.get(i.name, TYPES[i.type.tensorType.dataType][0])
         self.inputs = {i.name: (_shape(i.type.tensorType), kind(i)) for i in function.inputs}
         self.outputs = tuple(block.outputs)
-        types = [op.type for op in block.operations if op.type != "const"]
-        self.operations = {name: types.count(name) for name in dict.fromkeys(types)}
-        if unknown := sorted(set(types) - set(OPS) - {"classify"}):
+        self.operations = histogram(op.type for op in block.operations if op.type != "const")
+        if unknown := sorted(set(self.operations) - set(OPS) - {"classify"}):
             return unknown
         self._constants, self._steps, self._free = {}, [], {}
         for op in block.operations:

@@ -142,11 +142,13 @@ class _Tracer:
 
     def array(self, x, dtype=None):
         """A constant (a variable, a backend tensor or numbers) in numpy; copied, unless nothing can write to it."""
+        ours = False
         if not isinstance(x, (int, float, bool, list, tuple, np.ndarray, np.generic)):
             x = keras.ops.convert_to_numpy(x)
+            ours = x.flags.owndata  # a copy already, not a view of the backend's memory
         x = np.asarray(x)
         dtype = dtype or ("bool" if x.dtype == np.bool_ else "int32" if x.dtype.kind in "iu" else "float32")
-        return x.astype(dtype, copy=x.flags.writeable)
+        return x.astype(dtype, copy=x.flags.writeable and not ours)
 
     def value(self, x, like=None, name="constant"):
         """The Value of a Traced tensor, or a constant one; bare numbers take the dtype of `like`."""

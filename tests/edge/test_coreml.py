@@ -1,7 +1,6 @@
 """Core ML files: the writer against the Graph's own evaluator by operation; models end to end; compression."""
 
 import dataclasses
-import gc
 import json
 import math
 
@@ -17,14 +16,7 @@ from keras_vits.edge.rewrite import rewrite
 from keras_vits.edge.trace import trace
 from keras_vits.preprocess import Preprocessing
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cheap_garbage_collection():
-    """Every conversion collects garbage: without what the imports left, in a hundredth of the time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("cheap_garbage_collection")
 
 
 def random(*shape, seed=0):

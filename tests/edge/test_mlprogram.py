@@ -1,6 +1,5 @@
 """The evaluator of ML Programs against coremltools' value inference and PyTorch; decoding, rounding, bad files."""
 
-import gc
 import subprocess
 import sys
 
@@ -16,16 +15,7 @@ from coremltools.converters.mil import Builder as mb  # noqa: E402, N813
 from coremltools.converters.mil.mil import Function, types  # noqa: E402
 from coremltools.converters.mil.mil import Program as MilProgram  # noqa: E402
 
-pytestmark = pytest.mark.once
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cheap_garbage_collection():
-    """Every conversion collects garbage: without what the imports left, in a hundredth of the time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("cheap_garbage_collection")]
 
 
 def convert(build, *shapes, dtypes=(), precision="float32", target="iOS17", passes="EMPTY", **options):
