@@ -73,6 +73,7 @@ def test_list(run):
     ]
 
 
+@pytest.mark.once
 def test_from_training_to_report(run, trained, tmp_path):
     model = trained / f"{MODEL}.keras"
     assert model.is_file() and (trained / f"{MODEL}.checkpoint.keras").is_file()
@@ -98,6 +99,7 @@ def test_from_training_to_report(run, trained, tmp_path):
     assert [row["recipe"] for row in rows] == ["float32", "static_int8"] and all(r["latency_median_ms"] for r in rows)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("options", [(), ("--pixels",), ("--head", "softmax")])
 def test_predict_tells_the_same_with_every_file(run, trained, tmp_path, options):
     from keras_vits.edge import keras_file
@@ -143,6 +145,7 @@ def test_interrupted_training_keeps_its_checkpoint_and_resumes(run, tmp_path, mo
     assert (tmp_path / f"{MODEL}.keras").is_file()
 
 
+@pytest.mark.once
 def test_unreadable_pictures_are_named_and_counted(run, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -182,6 +185,7 @@ def mistakes():
     yield "usage: verb", ["trian"], "No such command"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("arguments", "words"), [pytest.param(a, w, id=name) for name, a, w in mistakes()])
 def test_a_mistake_gives_one_line_and_exit_code_2(run, tmp_path, monkeypatch, arguments, words):
     (tmp_path / "one" / "a").mkdir(parents=True)
@@ -196,6 +200,7 @@ def test_a_mistake_gives_one_line_and_exit_code_2(run, tmp_path, monkeypatch, ar
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.once
 def test_an_unknown_recipe_lists_the_known_ones(run, trained, tmp_path):
     run("export", trained / f"{MODEL}.keras", "--out", tmp_path)
     before = sorted(tmp_path.rglob("*"))

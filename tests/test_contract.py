@@ -118,6 +118,15 @@ def test_features_are_the_blocks(family, tiny):
 
 
 @each_family
+def test_layers_give_the_shape_they_declare(family, tiny):
+    model = tiny(family)
+    names = [layer.name for layer in model.layers]
+    found = predict(model.features(names), families.images(model))
+    for layer, output in zip(model.layers, found, strict=True):
+        assert output.shape == (2, *layer.output.shape[1:]), layer.name
+
+
+@each_family
 def test_channels_and_rectangles(family):
     side = family.tiny["image_size"]
     model = family.create(in_channels=5, image_size=(side, side * 2))

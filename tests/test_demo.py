@@ -1,5 +1,6 @@
 """The main job in small: every file of every model is written, checked and reported."""
 
+import functools
 import json
 
 import pytest
@@ -37,6 +38,7 @@ def found(tmp_path_factory):
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "JOBS", JOBS)
+        patch.setattr(demo, "measure", functools.partial(demo.measure, min_seconds=0.1))
         result = demo.demo(tmp_path_factory.mktemp("out"), limit=40, say=said.append)
     return result, said
 

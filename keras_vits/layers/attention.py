@@ -2,8 +2,10 @@
 
 from keras import layers, ops
 
+from keras_vits.layers.base import SameShape
 
-class MultiHeadAttention(layers.Layer):
+
+class MultiHeadAttention(SameShape):
     """(B,N,D) -> (B,N,D): out(softmax(q k' / sqrt(D / heads)) v). ViT (arXiv 2010.11929), appendix A, equations 5 to 8.
 
     One dense layer computes queries, keys and values together, in this order.

@@ -36,10 +36,15 @@ class ConvNorm(layers.Layer):
         self.bn = layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name="bn", dtype=self.dtype_policy)
 
     def build(self, shape):
+        self.conv.build(self._padded(shape))
+        self.bn.build(self.compute_output_shape(shape))
+
+    def compute_output_shape(self, shape):
+        return self.conv.compute_output_shape(self._padded(shape))
+
+    def _padded(self, shape):
         batch, height, width, channels = shape
-        padded = (batch, height + 2 * self.border, width + 2 * self.border, channels)
-        self.conv.build(padded)
-        self.bn.build(self.conv.compute_output_shape(padded))
+        return batch, height + 2 * self.border, width + 2 * self.border, channels
 
     def call(self, x):
         if self.border:
@@ -69,9 +74,12 @@ class InvertedResidual(layers.Layer):
         self.expand = ConvNorm(hidden, name="expand", dtype=self.dtype_policy)
         self.expand.build(shape)
         self.depthwise.build((*shape[:-1], hidden))
-        self.project.build((*(shape[0], shape[1] // self.strides, shape[2] // self.strides), hidden))
+        self.project.build((*self.compute_output_shape(shape)[:-1], hidden))
         self.drop_path.build(shape)
         self.residual = self.strides == 1 and shape[-1] == self.width
+
+    def compute_output_shape(self, shape):
+        return (*self.depthwise.compute_output_shape(shape)[:-1], self.width)
 
     def call(self, x):
         y = self.project(self.depthwise(self.expand(x)))

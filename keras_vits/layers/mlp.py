@@ -2,8 +2,10 @@
 
 from keras import activations, layers
 
+from keras_vits.layers.base import SameShape
 
-class Mlp(layers.Layer):
+
+class Mlp(SameShape):
     """(..., D) -> (..., D): fc2(act(fc1(x))). ViT (arXiv 2010.11929), section 3.1; Mixer (2105.01601), equation 1.
 
     Args:

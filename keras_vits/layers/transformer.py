@@ -3,11 +3,12 @@
 from keras import layers
 
 from keras_vits.layers.attention import MultiHeadAttention
+from keras_vits.layers.base import SameShape
 from keras_vits.layers.mlp import Mlp
 from keras_vits.layers.regularize import DropPath
 
 
-class TransformerBlock(layers.Layer):
+class TransformerBlock(SameShape):
     """(B,N,D) -> (B,N,D): x + attention(norm1(x)), then x + mlp(norm2(x)). ViT (arXiv 2010.11929), equations 2 and 3.
 
     Args:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from keras import layers, ops
 
-from keras_vits.layers import DropPath, Mlp, drop_path_rates
+from keras_vits.layers import DropPath, Mlp, SameShape, drop_path_rates
 from keras_vits.model import VisionModel
 from keras_vits.registry import register
 
@@ -32,7 +32,7 @@ class MixerConfig:
     drop_path: float = 0.0  # probability at the last block, growing linearly from 0
 
 
-class MixerBlock(layers.Layer):
+class MixerBlock(SameShape):
     """(B,N,D) -> (B,N,D): x + token_mlp(token_norm(x)')', then x + channel_mlp(channel_norm(x)). Mixer, equation 1."""
 
     def __init__(self, token_hidden, channel_hidden, drop_path=0.0, **kwargs):

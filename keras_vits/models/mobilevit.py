@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from keras import layers, ops
 
-from keras_vits.layers import ConvNorm, InvertedResidual, TransformerBlock, drop_path_rates, fold, unfold
+from keras_vits.layers import ConvNorm, InvertedResidual, SameShape, TransformerBlock, drop_path_rates, fold, unfold
 from keras_vits.model import VisionModel
 from keras_vits.registry import register
 
@@ -40,7 +40,7 @@ class MobileViTConfig:
     drop_path: float = 0.0  # probability at the last block, growing linearly from 0
 
 
-class MobileViTBlock(layers.Layer):
+class MobileViTBlock(SameShape):
     """(B,h,w,C) -> (B,h,w,C): fuse([x, out(fold(norm(transformer(unfold(embed(local(x)))))))]). MobileViT, figure 1b.
 
     Every pixel of a patch attends to the pixels at the same place in the other patches.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from keras import layers, ops
 
-from keras_vits.layers import ConvNorm, DropPath, InvertedResidual, Mlp, drop_path_rates, fold, unfold
+from keras_vits.layers import ConvNorm, DropPath, InvertedResidual, Mlp, SameShape, drop_path_rates, fold, unfold
 from keras_vits.model import VisionModel
 from keras_vits.registry import register
 
@@ -35,7 +35,7 @@ class MobileViTV2Config:
     drop_path: float = 0.0  # probability at the last block, growing linearly from 0
 
 
-class MapNorm(layers.Layer):
+class MapNorm(SameShape):
     """(B,P,N,D) -> (B,P,N,D): zero mean and unit variance over the whole map, then an affine map of each channel.
 
     Group normalisation (arXiv 1803.08494) with one group.
@@ -49,7 +49,7 @@ class MapNorm(layers.Layer):
         return ops.layer_normalization(x, axis=[1, 2, 3], epsilon=1e-5) * self.gamma + self.beta
 
 
-class SeparableAttention(layers.Layer):
+class SeparableAttention(SameShape):
     """(B,P,N,D) -> (B,P,N,D): out(relu(v) * sum over N of softmax(q) k). MobileViT v2, section 3.
 
     A token has one score q, so the cost is linear in N. One dense layer computes q, k and v together, in this order.
@@ -70,7 +70,7 @@ class SeparableAttention(layers.Layer):
         return self.out(ops.relu(qkv[..., 1 + width :]) * context)
 
 
-class SeparableBlock(layers.Layer):
+class SeparableBlock(SameShape):
     """(B,P,N,D) -> (B,P,N,D): x + attention(norm1(x)), then x + mlp(norm2(x)). MobileViT v2, section 3."""
 
     def __init__(self, mlp_hidden, drop_path=0.0, **kwargs):
@@ -90,7 +90,7 @@ class SeparableBlock(layers.Layer):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class MobileViTV2Block(layers.Layer):
+class MobileViTV2Block(SameShape):
     """(B,h,w,C) -> (B,h,w,C): out(fold(norm(transformer(unfold(embed(local(x))))))). MobileViT v2, section 3."""
 
     def __init__(self, token_width, token_depth, mlp_hidden, patch_size=2, drop_path=0.0, **kwargs):

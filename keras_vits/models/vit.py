@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from keras import initializers, layers, ops
 
-from keras_vits.layers import TransformerBlock, drop_path_rates
+from keras_vits.layers import SameShape, TransformerBlock, drop_path_rates
 from keras_vits.model import VisionModel
 from keras_vits.registry import register
 from keras_vits.weights import resample_positions
@@ -51,7 +51,7 @@ class TakeToken(layers.Layer):
         return x[:, 0]
 
 
-class PositionEmbedding(layers.Layer):
+class PositionEmbedding(SameShape):
     """(B,N,D) -> (B,N,D): adds a learned vector to every token. ViT, equation 1."""
 
     def build(self, shape):
