@@ -6,6 +6,13 @@ from collections.abc import Callable
 import numpy as np
 
 import keras_vits
+from keras_vits import registry
+
+
+def nested(name):
+    """timm's name of a block: block_3 -> blocks.3, stage_2_block_1 -> stages.2.1."""
+    numbers = ".".join(part for part in name.split("_") if part.isdigit())
+    return f"{'stages' if name.startswith('stage') else 'blocks'}.{numbers}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,12 +24,23 @@ class Family:
         variant: the full-size variant that parity is shown on.
         tiny: hyper-parameters that shrink `variant` to something that every test can afford.
         timm_tiny: (timm) -> the same tiny model, built by timm.
+        small: hyper-parameters that shrink every variant of the family, so that all of them can be compared with timm.
+        timm_small: (timm, name) -> the variant of this name, shrunk in the same way by timm.
+        timm_block: name of a block of ours -> timm's name of it.
     """
 
     name: str
     variant: str
     tiny: dict
     timm_tiny: Callable
+    small: dict = dataclasses.field(default_factory=lambda: dict(num_classes=5))
+    timm_small: Callable = lambda timm, name: timm.create_model(name, num_classes=5)
+    timm_block: Callable = nested
+
+    @property
+    def variants(self):
+        """Names of all variants in the family's file."""
+        return [n for n, (cls, _) in registry.variants().items() if cls.__module__.endswith(f".{self.name}")]
 
     def create(self, **overrides):
         """The tiny model, with random weights and statistics of unequal size."""
@@ -46,6 +64,12 @@ def _mixer(timm):
     return timm.models.mlp_mixer._create_mixer(
         "mixer_s32_224", img_size=32, patch_size=8, embed_dim=24, num_blocks=2, mlp_ratio=(0.5, 2.0), num_classes=5
     )
+
+
+def _two_blocks(timm, name):
+    model = timm.create_model(name, img_size=64, num_classes=5)
+    model.blocks = model.blocks[:2]
+    return model
 
 
 def _mobilevit(timm):
@@ -74,12 +98,18 @@ FAMILIES = [
         "vit_tiny_patch16_224",
         dict(image_size=32, patch_size=8, width=24, depth=2, heads=2, mlp_hidden=48, num_classes=5),
         _vit,
+        small=dict(image_size=64, patch_size=16, width=48, heads=3, mlp_hidden=192, depth=2, num_classes=5),
+        timm_small=lambda timm, name: timm.create_model(
+            name, img_size=64, patch_size=16, embed_dim=48, num_heads=3, depth=2, num_classes=5
+        ),
     ),
     Family(
         "mixer",
         "mixer_s32_224",
         dict(image_size=32, patch_size=8, width=24, depth=2, token_hidden=12, channel_hidden=48, num_classes=5),
         _mixer,
+        small=dict(image_size=64, depth=2, num_classes=5),
+        timm_small=_two_blocks,
     ),
     Family(
         "mobilevit",
@@ -95,6 +125,7 @@ FAMILIES = [
             num_classes=5,
         ),
         _mobilevit,
+        small=dict(image_size=64, num_classes=5),
     ),
     Family(
         "mobilevit_v2",
@@ -109,6 +140,7 @@ FAMILIES = [
             num_classes=5,
         ),
         _mobilevit_v2,
+        small=dict(image_size=64, num_classes=5),
     ),
 ]
 

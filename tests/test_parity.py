@@ -25,19 +25,13 @@ def randomized(reference, seed=0):
     return reference.eval()
 
 
-def nested(name):
-    """timm's name of a block: block_3 -> blocks.3, stage_2_block_1 -> stages.2.1."""
-    numbers = ".".join(part for part in name.split("_") if part.isdigit())
-    return f"{'stages' if name.startswith('stage') else 'blocks'}.{numbers}"
-
-
 def outputs(reference, images, blocks):
-    """timm's logits, and the outputs of some blocks, channels last."""
+    """timm's logits, and the outputs of some of its modules, channels last."""
     import torch
 
     found = {}
     for name in blocks:
-        reference.get_submodule(nested(name)).register_forward_hook(lambda m, i, o, name=name: found.update({name: o}))
+        reference.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: found.update({name: o}))
     with torch.no_grad():
         logits = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     return logits.numpy(), [found[n].movedim(1, -1).numpy() if found[n].ndim == 4 else found[n].numpy() for n in blocks]
@@ -50,21 +44,37 @@ def close(ours, theirs):
     assert np.abs(ours - theirs).max() <= 1e-4 * scale
 
 
-@pytest.mark.parametrize("size", ["tiny", "full"])
-@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda f: f.name)
-def test_logits_and_blocks_equal_timm(timm, family, size, tmp_path):
-    reference = randomized(family.timm_tiny(timm) if size == "tiny" else timm.create_model(family.variant))
-    timm.models.save_for_hf(reference, tmp_path, safe_serialization=True, model_args={"blocks": None})
-    shape = {k: v for k, v in family.tiny.items() if k != "num_classes"} if size == "tiny" else {}
-    model = keras_vits.create(family.variant, weights=tmp_path, **shape)
+def same(family, variant, reference, folder, **hyperparameters):
+    """Our model with timm's weights gives timm's logits and block outputs."""
+    import timm
 
+    timm.models.save_for_hf(randomized(reference), folder, safe_serialization=True, model_args={"blocks": None})
+    model = keras_vits.create(variant, weights=folder, **hyperparameters)
     assert model.cfg.num_classes == reference.num_classes
     blocks = [layer.name for layer in model.layers if "block_" in layer.name]
     tapped = keras.Model(model.inputs, [model.output, *model.features(blocks).outputs])
     images = families.images(model)
     logits, *features = tapped.predict(images, verbose=0)
-    expected, expected_features = outputs(reference, images, blocks)
+    expected, expected_features = outputs(reference, images, [family.timm_block(name) for name in blocks])
     close(logits, expected)
     assert len(features) == len(blocks) > 1
     for ours, theirs in zip(features, expected_features, strict=True):
         close(ours, theirs)
+
+
+@pytest.mark.parametrize("size", ["tiny", "full"])
+@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda f: f.name)
+def test_logits_and_blocks_equal_timm(timm, family, size, tmp_path):
+    if size == "full":
+        same(family, family.variant, timm.create_model(family.variant), tmp_path)
+    else:
+        shape = {k: v for k, v in family.tiny.items() if k != "num_classes"}
+        same(family, family.variant, family.timm_tiny(timm), tmp_path, **shape)
+
+
+@pytest.mark.parametrize(
+    ("family", "variant"), [pytest.param(f, v, id=v) for f in families.FAMILIES for v in f.variants]
+)
+def test_every_architecture_equals_timm(timm, family, variant, tmp_path):
+    shape = {k: v for k, v in family.small.items() if k != "num_classes"}
+    same(family, variant, family.timm_small(timm, variant), tmp_path, **shape)
