@@ -1,7 +1,7 @@
-"""Puts a recorded run of the demo into the README, between its two marks; no figure there is typed.
+"""Puts recorded runs of the demo into the README, between its two marks; no figure there is typed.
 
-python benchmarks/readme.py out          takes over out/report.json as benchmarks/results/demo.json
-python benchmarks/readme.py              writes the README's table again
+python benchmarks/readme.py out [out2 ...]     takes over out/report.json as benchmarks/results/demo_<backend>.json
+python benchmarks/readme.py                    writes the README's tables again
 """
 
 import json
@@ -9,7 +9,7 @@ import pathlib
 import sys
 
 HERE = pathlib.Path(__file__).parent
-RECORD = HERE / "results" / "demo.json"
+RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- demo -->\n", "<!-- /demo -->"
 COLUMNS = {
@@ -25,20 +25,39 @@ COLUMNS = {
 }
 
 
-def table(record):
-    rows = [[cell(row) for cell in COLUMNS.values()] for row in record["rows"]]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in [list(COLUMNS), ["---"] * len(COLUMNS), *rows])
+RECIPES = ("float32", "float16", "dynamic_int8", "static_int8")
 
 
-def updated(readme, record):
+def table(header, rows):
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [header, ["---"] * len(header), *rows])
+
+
+def accuracies(records):
+    """Top-1 of every LiteRT file: a row for each backend and model."""
+    found = {}
+    for record in records:
+        for row in record["rows"]:
+            if row["format"] == "litert":
+                found.setdefault((record["backend"], row["model"]), {})[row["recipe"]] = f"{row['top1']:.1%}"
+    return [[*key, *(by_recipe[recipe] for recipe in RECIPES)] for key, by_recipe in found.items()]
+
+
+def updated(readme, records):
+    """The README with the first run's table, and the accuracies of all runs."""
+    record = records[0]
     environment = record["environment"]
     head, rest = readme.split(BEGIN)
     where = f"{environment['cpu']}, {environment['cores']} cores, {record['backend']} backend; 500 held-out digits.\n\n"
-    return head + BEGIN + where + table(record) + END + rest.split(END)[1]
+    files = table(list(COLUMNS), [[cell(row) for cell in COLUMNS.values()] for row in record["rows"]])
+    others = table(["trained on", "model", *(f"litert {recipe}" for recipe in RECIPES)], accuracies(records))
+    text = f"{where}{files}\nThe same job on every backend, top-1 of the LiteRT files:\n\n{others}"
+    return head + BEGIN + text + END + rest.split(END)[1]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        RECORD.write_text((pathlib.Path(sys.argv[1]) / "report.json").read_text(encoding="utf-8"), encoding="utf-8")
-    text = updated(README.read_text(encoding="utf-8"), json.loads(RECORD.read_text(encoding="utf-8")))
-    README.write_text(text, encoding="utf-8")
+    for folder in sys.argv[1:]:
+        record = json.loads((pathlib.Path(folder) / "report.json").read_text(encoding="utf-8"))
+        path = RESULTS / f"demo_{record['backend']}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("demo_*.json"))]
+    README.write_text(updated(README.read_text(encoding="utf-8"), records), encoding="utf-8")
