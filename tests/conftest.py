@@ -10,7 +10,8 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # tests compile far more than they compute
+# Tests compile far more than they compute: these two halve the time of it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: threads of each would only wait for another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
@@ -26,9 +27,11 @@ def cheap_garbage_collection():
     gc.unfreeze()
 
 
-@pytest.fixture(scope="session")
-def timm():
-    """The timm package, the numeric reference.
+_libraries = []  # their operators live as long as they do
+
+
+def import_timm():
+    """The timm package.
 
     It imports torchvision, which stops at the missing operator `nms` when its compiled part was built for another
     PyTorch (a CUDA one, say). Nothing here uses that operator: its name is enough.
@@ -38,9 +41,16 @@ def timm():
     try:
         torch.ops.load_library(pathlib.Path(package.origin).with_name("_C.so"))
     except OSError:
-        library = torch.library.Library("torchvision", "DEF")  # the operators live as long as this
+        library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
+        _libraries.append(library)
     import timm
 
-    yield timm
+    return timm
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """The timm package, the numeric reference."""
+    return import_timm()
