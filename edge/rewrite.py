@@ -3,10 +3,12 @@
 Each rule looks at one node and what computes its inputs, and returns the Value to use instead. Rules run over the whole
 graph until none applies. What they do: constants, biases, batch normalisation, scales and the input normalisation are
 folded into the neighbouring dense layer or convolution, and so are a LayerNorm's gains and offsets; a joint
-query-key-value projection becomes three; reshapes, transposes and paddings merge; equal and dead nodes go.
+query-key-value projection becomes three; a slice moves up, so that what is not read is not computed; reshapes,
+transposes and paddings merge; equal and dead nodes go.
 """
 
 import itertools
+import math
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from .graph import OPS, Graph, Node, Value, constant, make_node
 
 LINEAR = ("dense", "conv2d", "depthwise_conv2d")  # (x, weight, bias): a bias or a scale of the output folds into these
 ARRANGE = ("reshape", "transpose", "slice")  # a scalar factor may be applied before or after
+UNARY = ("relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hard_swish", "hard_sigmoid", "exp", "square", "elu")
+BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 
 
 def rewrite(graph):
@@ -336,6 +340,7 @@ def hoist_scalar(sweep, node):
         or c.data.size != 1
         or len(c.shape) > len(inner.inputs[0].shape)
         or not sweep.single_use(x)
+        or (inner.op == "slice" and inner.output.shape[:-1] != inner.inputs[0].shape[:-1])  # slices move up themselves
     ):
         return None
     return sweep.new(inner.op, sweep.new("mul", inner.inputs[0], c), **inner.attrs)
@@ -362,6 +367,75 @@ def split_dense(sweep, node):
     part = lambda v: v and constant(v.data[begin:end], v.name)
     sweep.layer = linear.layer
     return sweep.new("dense", x, part(weight), part(bias), name=linear.output.name)
+
+
+def slice_early(sweep, node):
+    """slice(f(x)) -> f(slice(x)) along one axis, when the slice alone reads f(x): what is not read is not computed.
+
+    A class token makes the last block work on one token, but for its keys and values.
+    """
+    value, a = node.inputs[0], node.attrs
+    inner = sweep.made_by(value, *SLICED)
+    sliced = [i for i, n in enumerate(node.output.shape) if n != value.shape[i]]
+    if inner is None or len(sliced) != 1 or a["strides"][sliced[0]] != 1 or not sweep.single_use(value):
+        return None
+    axis = sliced[0]
+    if axis == len(value.shape) - 1:  # of a dense layer's outputs: split_dense, with scalars moving before the slice
+        return None
+    axes = SLICED[inner.op](inner, axis)  # of every input; None: the input stays whole
+    if axes is None:
+        return None
+    begin, end = a["begin"][axis], a["end"][axis]
+
+    def part(x, axis):
+        if axis is None:
+            return x
+        whole = [(0, n) for n in x.shape]
+        whole[axis] = (begin, end)
+        return sweep.new("slice", x, begin=tuple(b for b, _ in whole), end=tuple(e for _, e in whole),
+                         strides=(1,) * len(whole))  # fmt: skip
+
+    sweep.layer = inner.layer
+    attrs = dict(inner.attrs)
+    if inner.op == "reshape":
+        attrs["shape"] = node.output.shape
+    inputs = [part(x, axis) for x, axis in zip(inner.inputs, axes, strict=True)]
+    return sweep.new(inner.op, *inputs, name=value.name, **attrs)
+
+
+def _elementwise_axes(node, axis):
+    """The same axis, counted from the last, of every input that is not broadcast along it."""
+    back = axis - len(node.output.shape)
+    size = node.output.shape[axis]
+    return [None if x is None or len(x.shape) < -back or x.shape[back] != size else len(x.shape) + back
+            for x in node.inputs]  # fmt: skip
+
+
+def _matmul_axes(node, axis):
+    """Rows of the first matrix, or matrices of both."""
+    a, _ = node.inputs
+    if axis == len(node.output.shape) - 2:
+        return [len(a.shape) - (1 if node.attrs.get("transpose_a") else 2), None]
+    return _elementwise_axes(node, axis)
+
+
+def _reshape_axes(node, axis):
+    """The axis of the input with as many entries, and as many before it."""
+    given, shape = node.inputs[0].shape, node.output.shape
+    for i, n in enumerate(given):
+        if n == shape[axis] and math.prod(given[:i]) == math.prod(shape[:axis]):
+            return [i]
+
+
+SLICED = {  # (node, sliced axis of the output) -> axis to slice in each input, or None if it cannot be done
+    **dict.fromkeys((*UNARY, *BINARY), _elementwise_axes),
+    "layer_norm": lambda node, axis: None if axis in node.attrs["axes"] else _elementwise_axes(node, axis),
+    "softmax": lambda node, axis: None if axis == node.attrs["axis"] else [axis],
+    "dense": lambda node, axis: None if axis == len(node.output.shape) - 1 else [axis, None, None],
+    "matmul": _matmul_axes,
+    "transpose": lambda node, axis: [node.attrs["perm"][axis]],
+    "reshape": _reshape_axes,
+}
 
 
 def fold_padding(sweep, node):
@@ -402,7 +476,7 @@ RULES = {
     "neg": (negate,),
     "reshape": (merge_reshapes,),
     "transpose": (transpose_of_ones, merge_transposes),
-    "slice": (split_dense,),
+    "slice": (split_dense, slice_early),
     "dense": (fold_before_linear, fold_norm),
     "conv2d": (fold_padding, fold_before_linear),
     "depthwise_conv2d": (fold_padding, fold_before_linear),
