@@ -4,9 +4,15 @@ import importlib
 
 from keras_vits.version import __version__
 
-__all__ = ["__version__", "create", "list_models", "load_weights"]
+__all__ = ["__version__", "count_macs", "create", "list_models", "load_weights", "predict"]
 
-_HOMES = {"create": "registry", "list_models": "registry", "load_weights": "weights"}
+_HOMES = {
+    "count_macs": "macs",
+    "create": "registry",
+    "list_models": "registry",
+    "load_weights": "weights",
+    "predict": "prediction",
+}
 
 
 def __getattr__(name):

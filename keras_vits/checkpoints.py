@@ -1,10 +1,22 @@
 """Which published checkpoint exists for which variant. The one file that touches the network."""
 
+import contextlib
+import csv
 import dataclasses
+import functools
 import pathlib
 import re
+import warnings
+
+from keras_vits.preprocess import Preprocessing
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.safetensors)(?<!\.pth)(?<!\.pt)")  # owner/name
+SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "cc-by-nc-4.0": "CC-BY-NC-4.0"}  # the hub's spelling -> SPDX's
+PERMISSIVE = ("Apache-2.0", "MIT")  # of the licences in the table; every other one restricts what the weights are for
+
+
+class LicenseWarning(UserWarning):
+    """A checkpoint's licence restricts what it may be used for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,92 +26,46 @@ class Checkpoint:
     Attributes:
         variant: the name that `keras_vits.create` builds them with.
         tag: how they were trained.
-        top1: accuracy in percent on ImageNet-1k's validation set as timm reports it; `None` if unknown or no such head.
+        hub_id: what `keras_vits.create` takes as `weights`.
         license: SPDX identifier, the publisher's own name of a licence, or `None` where the publisher names none.
+        num_classes: outputs of the head; 0 if there is none.
+        preprocessing: the `Preprocessing` that they were evaluated with.
+        top1: accuracy in percent on ImageNet-1k's validation set as timm reports it; `None` if unknown or no such head.
     """
 
     variant: str
     tag: str
-    top1: float | None
+    hub_id: str
     license: str | None
+    num_classes: int
+    preprocessing: Preprocessing
+    top1: float | None
 
-    @property
-    def hub_id(self):
-        return f"timm/{self.variant}.{self.tag}"
+
+@functools.cache
+def table():
+    """Every published checkpoint of a registered variant, as a tuple of `Checkpoint`.
+
+    They are those of timm on the hub; `tests/generate_checkpoints.py` writes the file from timm's registry.
+    """
+    with open(pathlib.Path(__file__).with_name("checkpoints.csv"), newline="", encoding="utf-8") as file:
+        return tuple(_checkpoint(**row) for row in csv.DictReader(file))
 
 
-APACHE, APPLE, NON_COMMERCIAL = "Apache-2.0", "cvnets-license", "CC-BY-NC-4.0"
-
-PUBLISHED = {  # name on the hub below timm/ -> top-1 in percent, licence
-    "vit_tiny_patch16_224.augreg_in21k": (None, APACHE),
-    "vit_tiny_patch16_224.augreg_in21k_ft_in1k": (75.452, APACHE),
-    "vit_tiny_patch16_384.augreg_in21k_ft_in1k": (78.438, APACHE),
-    "vit_small_patch8_224.dino": (None, APACHE),
-    "vit_small_patch16_224.augreg_in1k": (78.842, APACHE),
-    "vit_small_patch16_224.augreg_in21k": (None, APACHE),
-    "vit_small_patch16_224.augreg_in21k_ft_in1k": (81.402, APACHE),
-    "vit_small_patch16_224.dino": (None, APACHE),
-    "vit_small_patch16_384.augreg_in1k": (81.13, APACHE),
-    "vit_small_patch16_384.augreg_in21k_ft_in1k": (83.814, APACHE),
-    "vit_small_patch32_224.augreg_in21k": (None, APACHE),
-    "vit_small_patch32_224.augreg_in21k_ft_in1k": (76.01, APACHE),
-    "vit_small_patch32_384.augreg_in21k_ft_in1k": (80.476, APACHE),
-    "vit_base_patch8_224.augreg2_in21k_ft_in1k": (86.252, APACHE),
-    "vit_base_patch8_224.augreg_in21k": (None, APACHE),
-    "vit_base_patch8_224.augreg_in21k_ft_in1k": (85.838, APACHE),
-    "vit_base_patch8_224.dino": (None, APACHE),
-    "vit_base_patch16_224.augreg2_in21k_ft_in1k": (85.108, APACHE),
-    "vit_base_patch16_224.augreg_in1k": (79.154, APACHE),
-    "vit_base_patch16_224.augreg_in21k": (None, APACHE),
-    "vit_base_patch16_224.augreg_in21k_ft_in1k": (84.534, APACHE),
-    "vit_base_patch16_224.bamboo": (None, None),
-    "vit_base_patch16_224.dino": (None, APACHE),
-    "vit_base_patch16_224.mae": (None, NON_COMMERCIAL),
-    "vit_base_patch16_224.orig_in21k": (None, APACHE),
-    "vit_base_patch16_224.orig_in21k_ft_in1k": (81.782, APACHE),
-    "vit_base_patch16_224.sam_in1k": (80.246, APACHE),
-    "vit_base_patch16_384.augreg_in1k": (81.102, APACHE),
-    "vit_base_patch16_384.augreg_in21k_ft_in1k": (86.01, APACHE),
-    "vit_base_patch16_384.orig_in21k_ft_in1k": (84.212, APACHE),
-    "vit_base_patch32_224.augreg_in1k": (74.908, APACHE),
-    "vit_base_patch32_224.augreg_in21k": (None, APACHE),
-    "vit_base_patch32_224.augreg_in21k_ft_in1k": (80.732, APACHE),
-    "vit_base_patch32_224.orig_in21k": (None, APACHE),
-    "vit_base_patch32_224.sam_in1k": (73.704, APACHE),
-    "vit_base_patch32_384.augreg_in1k": (78.75, APACHE),
-    "vit_base_patch32_384.augreg_in21k_ft_in1k": (83.358, APACHE),
-    "vit_large_patch16_224.augreg_in21k": (None, APACHE),
-    "vit_large_patch16_224.augreg_in21k_ft_in1k": (85.856, APACHE),
-    "vit_large_patch16_224.mae": (None, NON_COMMERCIAL),
-    "vit_large_patch16_224.orig_in21k": (None, APACHE),
-    "vit_large_patch16_384.augreg_in21k_ft_in1k": (87.096, APACHE),
-    "vit_large_patch32_224.orig_in21k": (None, APACHE),
-    "vit_large_patch32_384.orig_in21k_ft_in1k": (81.508, APACHE),
-    "vit_huge_patch14_224.mae": (None, NON_COMMERCIAL),
-    "vit_huge_patch14_224.orig_in21k": (None, APACHE),
-    "mobilevit_s.cvnets_in1k": (78.298, APPLE),
-    "mobilevit_xs.cvnets_in1k": (74.618, APPLE),
-    "mobilevit_xxs.cvnets_in1k": (68.936, APPLE),
-    "mobilevitv2_050.cvnets_in1k": (70.156, APPLE),
-    "mobilevitv2_075.cvnets_in1k": (75.612, APPLE),
-    "mobilevitv2_100.cvnets_in1k": (78.088, APPLE),
-    "mobilevitv2_125.cvnets_in1k": (79.682, APPLE),
-    "mobilevitv2_150.cvnets_in1k": (80.38, APPLE),
-    "mobilevitv2_150.cvnets_in22k_ft_in1k": (81.466, APPLE),
-    "mobilevitv2_150.cvnets_in22k_ft_in1k_384": (82.606, APPLE),
-    "mobilevitv2_175.cvnets_in1k": (80.87, APPLE),
-    "mobilevitv2_175.cvnets_in22k_ft_in1k": (81.95, APPLE),
-    "mobilevitv2_175.cvnets_in22k_ft_in1k_384": (82.92, APPLE),
-    "mobilevitv2_200.cvnets_in1k": (81.148, APPLE),
-    "mobilevitv2_200.cvnets_in22k_ft_in1k": (82.32, APPLE),
-    "mobilevitv2_200.cvnets_in22k_ft_in1k_384": (83.43, APPLE),
-    "mixer_b16_224.goog_in21k": (None, APACHE),
-    "mixer_b16_224.goog_in21k_ft_in1k": (76.616, APACHE),
-    "mixer_b16_224.miil_in21k": (None, APACHE),
-    "mixer_b16_224.miil_in21k_ft_in1k": (82.314, APACHE),
-    "mixer_l16_224.goog_in21k": (None, APACHE),
-    "mixer_l16_224.goog_in21k_ft_in1k": (72.084, APACHE),
-}
+def _checkpoint(*, variant, tag, hub_id, license, num_classes, top1, image_size, mean, std, crop, **texts):
+    numbers = lambda text, kind=float: tuple(map(kind, text.split()))
+    preprocessing = Preprocessing(
+        image_size=numbers(image_size, int), mean=numbers(mean), std=numbers(std), crop=float(crop), **texts
+    )
+    return Checkpoint(
+        variant=variant,
+        tag=tag,
+        hub_id=hub_id,
+        license=license or None,
+        num_classes=int(num_classes),
+        preprocessing=preprocessing,
+        top1=float(top1) if top1 else None,
+    )
 
 
 def published(variant):
@@ -111,11 +77,44 @@ def published(variant):
     Returns:
         A tuple of `Checkpoint`, empty if nobody published one.
     """
-    return tuple(
-        Checkpoint(variant=variant, tag=name.partition(".")[2], top1=top1, license=license)
-        for name, (top1, license) in PUBLISHED.items()
-        if name.partition(".")[0] == variant
-    )
+    return tuple(checkpoint for checkpoint in table() if checkpoint.variant == variant)
+
+
+@functools.cache
+def imagenet_classes():
+    """The 1000 names of ImageNet-1k's classes in the order of the logits: each synset's first WordNet lemma."""
+    return tuple(pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
+
+
+def class_names(config):
+    """The classes of a checkpoint that names none, from its `config.json`: ImageNet-1k's, or `None`."""
+    published = config.get("pretrained_cfg", {})
+    trained_on_imagenet = published.get("num_classes") == 1000 and "in1k" in (published.get("tag") or "")
+    return imagenet_classes() if trained_on_imagenet else None
+
+
+_named = set()  # licences that this process has been told of
+
+
+def name_license(source, config):
+    """Warns, once in a process for each licence, that it restricts what a checkpoint may be used for.
+
+    Args:
+        source: where the weights came from.
+        config: the `config.json` beside them, {} if there is none.
+    """
+    published, licenses = config.get("pretrained_cfg", {}), {c.hub_id: c.license for c in table()}
+    original = f"timm/{config.get('architecture')}.{published.get('tag')}"
+    stated = published.get("license")
+    license = licenses.get(str(source)) or SPDX.get(stated, stated) or licenses.get(original)
+    if license and license not in (*PERMISSIVE, *_named):
+        _named.add(license)
+        warnings.warn(
+            f"The weights of {source} are published under {license}, which restricts their use: read it on "
+            "huggingface.co before you build on them.",
+            LicenseWarning,
+            stacklevel=2,
+        )
 
 
 def download(hub_id):
@@ -125,7 +124,8 @@ def download(hub_id):
         hub_id: `"owner/name"`.
 
     Returns:
-        Path of the local folder, which holds `config.json` and `model.safetensors`.
+        Path of the local folder, which holds `config.json` and `model.safetensors`, and `preprocessor_config.json` if
+        they are of transformers and have one.
 
     Raises:
         ValueError: there is no such repository or file, or no network.
@@ -135,7 +135,10 @@ def download(hub_id):
     except ImportError:
         raise ImportError('Downloading weights needs: pip install "keras-vits[hub]"') from None
     try:
-        files = [hf_hub_download(hub_id, name) for name in ("config.json", "model.safetensors")]
+        files = [pathlib.Path(hf_hub_download(hub_id, name)) for name in ("config.json", "model.safetensors")]
+        if '"model_type"' in files[0].read_text(encoding="utf-8"):  # of transformers
+            with contextlib.suppress(errors.EntryNotFoundError):
+                hf_hub_download(hub_id, "preprocessor_config.json")
     except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError) as e:
         missing = (
             "repository" if isinstance(e, errors.RepositoryNotFoundError) else "config.json or model.safetensors in it"
@@ -147,4 +150,4 @@ def download(hub_id):
             f"{hub_id} could not be downloaded from huggingface.co ({reason}). Without a network, give a local "
             "folder with config.json and model.safetensors."
         ) from None
-    return pathlib.Path(files[0]).parent
+    return files[0].parent

@@ -29,7 +29,7 @@ app = typer.Typer(
     epilog="Example: `keras-vits demo`, or `keras-vits train mobilevitv2_050 --data photos/`",
 )
 console = Console(highlight=False)
-NAMES = ("Family", "Published weights")  # columns of text
+NAMES = ("Family", "Published weights", "Licence")  # columns of text
 
 
 class Backend(StrEnum):
@@ -56,7 +56,11 @@ class Precision(StrEnum):
 
 def use_backend(backend):
     """Sets the backend before Keras is imported, which reads it once, and silences what the frameworks have to say."""
+    from keras_vits.checkpoints import LicenseWarning
+
     warnings.simplefilter("ignore")
+    warnings.simplefilter("default", LicenseWarning)
+    warnings.showwarning = lambda message, *_: _say(message)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if backend or "KERAS_BACKEND" not in os.environ:
         chosen = backend or next((b for b in ("jax", "tensorflow", "torch") if importlib.util.find_spec(b)), None)
@@ -115,23 +119,33 @@ def _options(
     pass
 
 
-@app.command("list", epilog="Example: `keras-vits list 'mobilevit*'`")
+@app.command("list", epilog="Examples: `keras-vits list 'mobilevit*'`; `keras-vits list 'mobilevit*' --pretrained`")
 def list_(
     pattern: Annotated[str, typer.Argument(help="Shell pattern of names.")] = "*",
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Published weights with their ImageNet accuracy and licence.")
+    ] = False,
     backend: BackendOption = None,
 ):
     """List the models that can be created, with their published weights."""
     import keras_vits
     from keras_vits import checkpoints, registry
 
-    table = _table("Model", "Family", "Image", "Published weights")
-    for name in keras_vits.list_models(pattern):
-        cls, hyperparameters = registry.lookup(name)
-        size = cls.Config(**hyperparameters).image_size
-        table.add_row(name, cls.__name__, str(size), "\n".join(c.hub_id for c in checkpoints.published(name)))
+    names = keras_vits.list_models(pattern, pretrained)
+    if pretrained:
+        table = _table("Published weights", "Top-1 %", "Image", "Licence")
+        for checkpoint in (c for name in names for c in checkpoints.published(name)):
+            table.add_row(*_published(checkpoint))
+    else:
+        table = _table("Model", "Family", "Image", "Published weights")
+        for name in names:
+            cls, hyperparameters = registry.lookup(name)
+            size = _size(cls.Config(**hyperparameters).image_size)
+            table.add_row(name, cls.__name__, size, "\n".join(c.hub_id for c in checkpoints.published(name)))
     if not table.rows:
         raise ValueError(f"No model fits {pattern!r}. See keras-vits list.")
-    console.print(table)
+    screen = console if console.is_terminal else Console(highlight=False, width=200)  # `| grep` wants whole lines
+    screen.print(table)
 
 
 @app.command(
@@ -317,26 +331,10 @@ def predict(
     backend: BackendOption = None,
 ):
     """Tell what is on a picture, with probabilities."""
-    import numpy as np
-
-    from keras_vits.edge import artifact
-    from keras_vits.preprocess import Preprocessing
-
-    given = artifact.load(model)
-    if given.head == "top_k":
-        raise ValueError(f"{model} has a top-k head: predict takes a file that was exported with logits or softmax.")
-    preprocessing, runner = Preprocessing(**given.preprocessing), _target(given).load(given)
-    for path in images:
-        pixels = preprocessing.pixels(path)[None]
-        answer = runner.predict(pixels if given.input.dtype != "float32" else preprocessing.normalize(pixels))[0]
-        if given.head == "logits":
-            answer = np.exp(answer - answer.max())
-            answer /= answer.sum()
-        best = answer.argsort()[::-1][:top]
-        names = given.class_names or [f"class {i}" for i in range(len(answer))]
+    for path, found in zip(images, _predicted(model, images, top), strict=True):
         table = _table(str(path), "Probability")
-        for i in best:
-            table.add_row(names[i], f"{answer[i]:.1%}")
+        for one in found:
+            table.add_row(one.label, f"{one.probability:.1%}")
         console.print(table)
 
 
@@ -460,6 +458,39 @@ def _verified(files, against, source, limit):
     return [
         Row(one, check(one, model, _inputs(one, held_out), held_out.labels)) for one in progress(given, "Verifying")
     ]
+
+
+def _predicted(file, pictures, top):
+    """A list of `Prediction` for each picture, by a model's file of any format."""
+    import keras_vits
+    from keras_vits.edge import artifact, keras_file
+    from keras_vits.prediction import best
+    from keras_vits.preprocess import Preprocessing
+
+    if file.suffix == ".keras":
+        return keras_vits.predict(keras_file.read(file), pictures, top)
+    given = artifact.load(file)
+    if given.head == "top_k":
+        raise ValueError(f"{file} has a top-k head: predict takes a file that was exported with logits or softmax.")
+    preprocessing, runner = Preprocessing(**given.preprocessing), _target(given).load(given)
+    read = preprocessing if given.input.dtype == "float32" else preprocessing.pixels
+    answers = (runner.predict(read(picture)[None])[0] for picture in pictures)
+    return [best(answer, given.class_names, top, logits=given.head == "logits") for answer in answers]
+
+
+def _published(checkpoint):
+    """A row of the table of published weights."""
+    name = checkpoint.hub_id
+    if name != f"timm/{checkpoint.variant}.{checkpoint.tag}":  # one file may serve two models
+        name += f" (for {checkpoint.variant})"
+    top1 = "" if checkpoint.top1 is None else f"{checkpoint.top1:.1f}"
+    return name, top1, _size(checkpoint.preprocessing.image_size), checkpoint.license or ""
+
+
+def _size(image_size):
+    """Pixels as "224", or "1024x768" (height x width)."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return str(height) if height == width else f"{height}x{width}"
 
 
 def _written(artifact):

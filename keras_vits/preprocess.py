@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
@@ -13,7 +14,8 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 class Preprocessing:
     """What a checkpoint expects of its input images, and the function that makes them: `preprocessing(picture)`.
 
-    The numbers are those of timm's evaluation transform. A file that says how the camera was held is turned upright.
+    The numbers are those of timm's evaluation transform. A picture that says how the camera was held is turned upright;
+    transparency is ignored.
 
     Attributes:
         image_size: (height, width) in pixels after the crop.
@@ -21,6 +23,8 @@ class Preprocessing:
         std: per channel, on the 0 to 1 scale, divided by afterwards.
         interpolation: `"nearest"`, `"bilinear"`, `"bicubic"` or `"lanczos"`, antialiased as PIL does it.
         crop: fraction of the resized image's side that the centre crop keeps (timm's `crop_pct`).
+        crop_mode: how a picture of another shape is resized to the side before the crop. `"center"` covers it, and what
+            sticks out is lost; `"squash"` stretches the picture; `"border"` fits it in, and fills up with the mean.
         channel_order: `"rgb"` or `"bgr"`.
     """
 
@@ -29,6 +33,7 @@ class Preprocessing:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
     crop: float = 0.9
+    crop_mode: str = "center"
     channel_order: str = "rgb"
 
     def __post_init__(self):
@@ -42,6 +47,8 @@ class Preprocessing:
             raise ValueError(f"channel_order must be 'rgb' or 'bgr'; received {self.channel_order!r}.")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop is a fraction in (0, 1]; received {self.crop!r}.")
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}; received {self.crop_mode!r}.")
         if any(s <= 0 for s in self.std):
             raise ValueError(f"std must be positive; received {self.std!r}.")
 
@@ -62,14 +69,16 @@ class Preprocessing:
     def pixels(self, picture):
         """A picture resized and cropped, as uint8 (height,width,C), RGB or grey; arguments and errors as above."""
         picture = self._open(picture)
-        width, height = self._resized(*picture.size)
-        target_height, target_width = self.image_size
-        left, top = round((width - target_width) / 2), round((height - target_height) / 2)
         resampling = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}[self.interpolation]  # PIL's numbers
-        picture = picture.resize((width, height), resampling).crop(
-            (left, top, left + target_width, top + target_height)
-        )
-        return np.asarray(picture).reshape(target_height, target_width, -1)
+        pixels = np.asarray(picture.resize(self._resized(*picture.size), resampling))
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        mean = self.mean[::-1] if self.channel_order == "bgr" else self.mean
+        cropped = np.empty((*self.image_size, len(mean)), "uint8")
+        cropped[:] = [round(255 * value) for value in mean]  # seen only at a border
+        (top, to_top), (left, to_left) = map(_centered, pixels.shape[:2], self.image_size)
+        inner = pixels[top : top + self.image_size[0], left : left + self.image_size[1]]
+        cropped[to_top : to_top + inner.shape[0], to_left : to_left + inner.shape[1]] = inner
+        return cropped
 
     def normalize(self, pixels):
         """RGB pixels (...,C), 0 to 255 -> float32 (...,C): (pixels / 255 - mean) / std, in the checkpoint's order."""
@@ -79,7 +88,7 @@ class Preprocessing:
 
     def _open(self, picture):
         try:
-            from PIL import Image, ImageOps
+            from PIL import Image
         except ImportError:
             raise ImportError('Reading pictures needs Pillow: pip install "keras-vits[train]"') from None
         mode = {1: "L", 3: "RGB"}.get(len(self.mean))
@@ -90,24 +99,41 @@ class Preprocessing:
         if isinstance(picture, (str, os.PathLike)):
             try:
                 with Image.open(picture) as file:
-                    return ImageOps.exif_transpose(file).convert(mode)
+                    return _upright(file).convert(mode)
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
                 raise ValueError(f"{picture} is not a readable picture: {e}") from None
-        if not isinstance(picture, Image.Image):
-            array = np.asarray(picture)
-            if array.dtype != np.uint8 or array.ndim not in (2, 3):
-                raise ValueError(
-                    f"Pixels must be uint8 of shape (H,W) or (H,W,C); received {array.dtype} of shape {array.shape}. "
-                    "Arrays that are scaled already go to `normalize` or to the model."
-                )
-            picture = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
-        return picture.convert(mode)
+        if isinstance(picture, Image.Image):
+            return _upright(picture).convert(mode)
+        array = np.asarray(picture)
+        channels = array.shape[2:] if array.ndim > 2 else (1,)
+        if array.dtype != np.uint8 or array.ndim < 2 or not array.size or channels not in ((1,), (3,), (4,)):
+            raise ValueError(
+                f"Pixels must be uint8 of shape (H,W) or (H,W,C), C of 1, 3 or 4; received {array.dtype} of shape "
+                f"{array.shape}. Arrays that are scaled already go to `normalize` or to the model."
+            )
+        return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array).convert(mode)
 
     def _resized(self, width, height):
-        """Size (width, height) before the crop: the picture just covers the crop's size divided by `crop`."""
+        """Size (width, height) before the crop, which takes `crop` of it."""
         target_height, target_width = (math.floor(side / self.crop) for side in self.image_size)
-        if target_height == target_width:
+        if self.crop_mode == "squash":
+            return target_width, target_height
+        if self.crop_mode == "center" and target_height == target_width:
             short = min(width, height)
             return int(target_width * width / short), int(target_height * height / short)
-        ratio = min(height / target_height, width / target_width)
+        choose = min if self.crop_mode == "center" else max
+        ratio = choose(height / target_height, width / target_width)
         return round(width / ratio), round(height / ratio)
+
+
+def _upright(picture):
+    """A PIL image turned as its EXIF data says; one of 16-bit greys, which PIL would clip to white, has 8 bits."""
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(picture)
+    return Image.fromarray((np.asarray(picture) >> 8).astype("uint8")) if picture.mode.startswith("I;16") else picture
+
+
+def _centered(size, target):
+    """Where `target` pixels are cut out of `size`, and where these are put: the first index of each."""
+    return (round((size - target) / 2), 0) if size > target else (0, (target - size) // 2)

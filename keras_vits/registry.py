@@ -7,6 +7,8 @@ import pkgutil
 
 import keras
 
+from keras_vits import checkpoints
+
 _variants = {}  # name -> (class, hyper-parameters), in the order of registration
 
 
@@ -30,16 +32,20 @@ def variants():
     return _variants
 
 
-def list_models(pattern="*"):
+def list_models(pattern="*", pretrained=False):
     """Names that `create` accepts.
 
     Args:
         pattern: shell pattern such as `"mobilevit*"`.
+        pretrained: only models that have published weights; `keras_vits.checkpoints.published(name)` lists these.
 
     Returns:
         Sorted list of names.
     """
-    return sorted(fnmatch.filter(variants(), pattern))
+    known = variants()
+    if pretrained:
+        known = known.keys() & {checkpoint.variant for checkpoint in checkpoints.table()}
+    return sorted(fnmatch.filter(known, pattern))
 
 
 def lookup(name):
@@ -58,9 +64,11 @@ def create(name, weights=None, **overrides):
     Args:
         name: one of `list_models()`, e.g. `"mobilevit_xs"`.
         weights: `None` for random weights; a Hugging Face hub id of a timm checkpoint
-            (`"timm/mobilevit_xs.cvnets_in1k"`); a local folder in that layout (`config.json` + `model.safetensors`); or
-            a `.safetensors` file. With a checkpoint, `num_classes` defaults to the checkpoint's; another `num_classes`
-            leaves the head randomly initialised.
+            (`"timm/mobilevit_xs.cvnets_in1k"`) or of one of transformers (`"google/vit-base-patch16-224"`); a local
+            folder in either layout (`config.json` + `model.safetensors`); or a `.safetensors` file of timm's names.
+            With a checkpoint, `num_classes` defaults to the checkpoint's; another `num_classes` leaves the head
+            randomly initialised. A licence that restricts the weights' use is named once by a
+            `keras_vits.checkpoints.LicenseWarning`.
         **overrides: fields of the family's `Config`: `num_classes`, `in_channels`, `image_size` (pixels, or
             (height, width)), `drop_path` and so on; and `dtype`, a Keras dtype policy such as `"mixed_bfloat16"`.
 

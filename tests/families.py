@@ -1,6 +1,7 @@
 """The one place a family is entered: every contract test runs over this list and the registry."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -23,10 +24,11 @@ class Family:
         name: of its file in `keras_vits/models/`.
         variant: the full-size variant that parity is shown on.
         tiny: hyper-parameters that shrink `variant` to something that every test can afford.
-        timm_tiny: (timm) -> the same tiny model, built by timm.
+        timm_tiny: (timm) -> the same tiny model, built by timm; `None` where timm has no such family.
         small: hyper-parameters that shrink every variant of the family, so that all of them can be compared with timm.
         timm_small: (timm, name) -> the variant of this name, shrunk in the same way by timm.
         timm_block: name of a block of ours -> timm's name of it.
+        fixed_size: whether the weights hold for one image size only, as those of dense layers across tokens do.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Family:
     small: dict = dataclasses.field(default_factory=lambda: dict(num_classes=5))
     timm_small: Callable = lambda timm, name: timm.create_model(name, num_classes=5)
     timm_block: Callable = nested
+    fixed_size: bool = False
 
     @property
     def variants(self):
@@ -60,10 +63,62 @@ def _vit(timm):
     )
 
 
+def _small_vit(timm, name):
+    ratio = 8 if registry.variants()[name][1].get("gated") else 4  # timm counts both halves of a gated perceptron
+    return timm.create_model(
+        name, img_size=64, patch_size=16, embed_dim=48, num_heads=3, depth=2, mlp_ratio=ratio, num_classes=5
+    )
+
+
+def _vit_hybrid(timm):
+    module = timm.models.vision_transformer_hybrid
+    conv = functools.partial(timm.layers.StdConv2dSame, eps=1e-8)
+    options = dict(num_classes=0, global_pool="", stem_type="same", preact=False, conv_layer=conv)
+    backbone = timm.models.resnetv2.ResNetV2(layers=(1, 2), channels=(256, 512), **options)
+    options = dict(img_size=32, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2, num_classes=5)
+    return module._create_vision_transformer_hybrid("vit_small_r26_s32_224", backbone, **options)
+
+
+def _small_vit_hybrid(timm, name):
+    return timm.create_model(name, img_size=64, embed_dim=64, num_heads=4, depth=2, mlp_ratio=4, num_classes=5)
+
+
+def _vit_resnetd(timm):
+    module = timm.models.vision_transformer_hybrid
+    options = dict(layers=(1, 2), channels=(64, 128), features_only=True, out_indices=[2])
+    backbone = timm.models.resnet.resnet26d(**options)
+    options = dict(img_size=32, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2, num_classes=5)
+    return module._create_vision_transformer_hybrid("vit_small_resnet26d_224", backbone, **options)
+
+
+def _in_resnetd(name):
+    """timm's name of a block behind a ResNet-D: stage_2_block_1 -> patch_embed.backbone.layer3.1."""
+    stage, _, block = nested(name).removeprefix("stages.").partition(".")
+    return f"patch_embed.backbone.layer{int(stage) + 1}.{block}" if name.startswith("stage") else nested(name)
+
+
+def _in_backbone(name):
+    """timm's name of a hybrid's block: stage_2_block_1 -> patch_embed.backbone.stages.2.blocks.1."""
+    stage, _, block = nested(name).removeprefix("stages.").partition(".")
+    return f"patch_embed.backbone.stages.{stage}.blocks.{block}" if name.startswith("stage") else nested(name)
+
+
 def _mixer(timm):
     return timm.models.mlp_mixer._create_mixer(
         "mixer_s32_224", img_size=32, patch_size=8, embed_dim=24, num_blocks=2, mlp_ratio=(0.5, 2.0), num_classes=5
     )
+
+
+def _gmlp(timm):
+    m = timm.models.mlp_mixer
+    options = dict(img_size=32, patch_size=8, embed_dim=24, num_blocks=2, mlp_ratio=2, num_classes=5)
+    return m._create_mixer("gmlp_ti16_224", block_layer=m.SpatialGatingBlock, mlp_layer=m.GatedMlp, **options)
+
+
+def _resmlp(timm):
+    m = timm.models.mlp_mixer
+    options = dict(img_size=32, patch_size=8, embed_dim=24, num_blocks=2, mlp_ratio=2, num_classes=5)
+    return m._create_mixer("resmlp_12_224", block_layer=m.ResBlock, norm_layer=m.Affine, **options)
 
 
 def _two_blocks(timm, name):
@@ -92,6 +147,17 @@ def _mobilevit_v2(timm):
     return timm.create_model("mobilevitv2_050", blocks=blocks, stem_chs=8, num_classes=5)
 
 
+def _efficientvit(timm):
+    return timm.create_model(
+        "efficientvit_b1", widths=(8, 8, 16, 32, 32), depths=(1, 2, 1, 1, 2), head_widths=(48, 40), num_classes=5
+    )
+
+
+def _efficientvit_shallow(timm, name):
+    depths = (1, 2, 2, 1, 1) if name.startswith("efficientvit_b") else (1, 1, 1, 1, 1)
+    return timm.create_model(name, depths=depths, head_widths=(64, 48), num_classes=5)
+
+
 FAMILIES = [
     Family(
         "vit",
@@ -99,9 +165,25 @@ FAMILIES = [
         dict(image_size=32, patch_size=8, width=24, depth=2, heads=2, mlp_hidden=48, num_classes=5),
         _vit,
         small=dict(image_size=64, patch_size=16, width=48, heads=3, mlp_hidden=192, depth=2, num_classes=5),
-        timm_small=lambda timm, name: timm.create_model(
-            name, img_size=64, patch_size=16, embed_dim=48, num_heads=3, depth=2, num_classes=5
-        ),
+        timm_small=_small_vit,
+    ),
+    Family(
+        "vit_hybrid",
+        "vit_small_r26_s32_224",
+        dict(image_size=32, stages=(1, 2), width=24, depth=2, heads=2, mlp_hidden=48, num_classes=5),
+        _vit_hybrid,
+        small=dict(image_size=64, width=64, heads=4, mlp_hidden=256, depth=2, num_classes=5),
+        timm_small=_small_vit_hybrid,
+        timm_block=_in_backbone,
+    ),
+    Family(
+        "vit_resnetd",
+        "vit_small_resnet26d_224",
+        dict(image_size=32, stages=(1, 2), width=24, depth=2, heads=2, mlp_hidden=48, num_classes=5),
+        _vit_resnetd,
+        small=dict(image_size=64, width=64, heads=4, mlp_hidden=256, depth=2, num_classes=5),
+        timm_small=_small_vit_hybrid,
+        timm_block=_in_resnetd,
     ),
     Family(
         "mixer",
@@ -110,6 +192,7 @@ FAMILIES = [
         _mixer,
         small=dict(image_size=64, depth=2, num_classes=5),
         timm_small=_two_blocks,
+        fixed_size=True,
     ),
     Family(
         "mobilevit",
@@ -141,6 +224,71 @@ FAMILIES = [
         ),
         _mobilevit_v2,
         small=dict(image_size=64, num_classes=5),
+    ),
+    Family(
+        "gmlp",
+        "gmlp_ti16_224",
+        dict(image_size=32, patch_size=8, width=24, depth=2, mlp_hidden=48, num_classes=5),
+        _gmlp,
+        small=dict(image_size=64, depth=2, num_classes=5),
+        timm_small=_two_blocks,
+        fixed_size=True,
+    ),
+    Family(
+        "resmlp",
+        "resmlp_12_224",
+        dict(image_size=32, patch_size=8, width=24, depth=2, mlp_hidden=48, num_classes=5),
+        _resmlp,
+        small=dict(image_size=64, depth=2, num_classes=5),
+        timm_small=_two_blocks,
+        fixed_size=True,
+    ),
+    Family(
+        "efficientvit",
+        "efficientvit_b1",
+        dict(
+            image_size=64,
+            widths=(8, 8, 16, 32, 32),
+            depths=(1, 1, 0, 1, 2),
+            final_width=48,
+            final_hidden=40,
+            num_classes=5,
+        ),
+        _efficientvit,
+        small=dict(image_size=64, depths=(1, 1, 1, 1, 1), final_width=64, final_hidden=48, num_classes=5),
+        timm_small=_efficientvit_shallow,
+        timm_block=lambda name: "stages.{}.blocks.{}".format(*(n for n in name.split("_") if n.isdigit())),
+    ),
+    Family(  # compared with a PyTorch model of ours in test_mobilevit_v3.py, as the next one
+        "mobilevit_v3",
+        "mobilevitv3_xxs",
+        dict(
+            image_size=64,
+            stem_width=8,
+            widths=(8, 8, 16, 16, 24),
+            depths=(1, 1, 1, 1, 1),
+            token_widths=(24, 32, 16),
+            token_depths=(2, 1, 1),
+            final_width=32,
+            num_classes=5,
+        ),
+        timm_tiny=None,
+        timm_small=None,
+    ),
+    Family(
+        "mobilevit_v3",
+        "mobilevitv3_050",
+        dict(
+            image_size=64,
+            stem_width=8,
+            widths=(8, 8, 16, 16, 32),
+            depths=(1, 1, 1, 1, 1),
+            token_widths=(8, 8, 16),
+            token_depths=(2, 1, 1),
+            num_classes=5,
+        ),
+        timm_tiny=None,
+        timm_small=None,
     ),
 ]
 

@@ -109,7 +109,7 @@ def test_features_are_the_blocks(family, tiny):
     outputs = predict(every, images)
     assert len(outputs) == sum("block_" in layer.name for layer in model.layers) >= 2
     penultimate, pooled = predict(last_two, images)
-    np.testing.assert_allclose(penultimate, outputs[-2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(penultimate, outputs[-2], atol=1e-5 * np.abs(penultimate).max())
     assert pooled.ndim == 2
     with pytest.raises(ValueError, match="No block or layer 99"):
         model.features([99])
@@ -264,11 +264,11 @@ def test_models_and_layers_know_no_backend():
     for folder in ("models", "layers"):
         for file in (PACKAGE / folder).glob("*.py"):
             packages = {package for package, _ in imports(file)}
-            assert packages <= {"keras", "keras_vits", "dataclasses", "math"}, file
+            assert packages - set(sys.stdlib_module_names) <= {"keras", "keras_vits"}, file
 
 
 def test_only_light_packages_are_imported_at_the_top():
-    files = [file for file in PACKAGE.rglob("*.py") if file.name not in ("cli.py", "distribution.py")]
+    files = [file for file in PACKAGE.rglob("*.py") if file.name not in ("cli.py", "hub.py")]
     assert len(files) > 15
     for file in files:
         heavy = {p for p, inside in imports(file) if not inside} - set(sys.stdlib_module_names)

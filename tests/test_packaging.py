@@ -80,6 +80,10 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     expected = {f"keras_vits/{name}" for name in python_files(ROOT / "keras_vits")}
     expected |= {f"keras_vits/edge/{name}" for name in python_files(ROOT / "edge")}
     assert {name for name in names if name.endswith(".py")} == expected
+    assert {name for name in names if not name.endswith(".py")} == {
+        "keras_vits/checkpoints.csv",
+        "keras_vits/imagenet_classes.txt",
+    }
     assert {name.split("/")[0] for name in names} == {"keras_vits"}
 
 

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 import keras_vits
+from keras_vits import checkpoints
+
+IN_TIMM = [family for family in families.FAMILIES if family.timm_tiny]
+PUBLISHED = [f for f in IN_TIMM if {c.variant for c in checkpoints.table()}.intersection(f.variants)]
 
 
 def randomized(reference, seed=0):
@@ -63,7 +67,7 @@ def same(family, variant, reference, folder, **hyperparameters):
 
 
 @pytest.mark.parametrize("size", ["tiny", "full"])
-@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda f: f.name)
+@pytest.mark.parametrize("family", IN_TIMM, ids=lambda f: f.name)
 def test_logits_and_blocks_equal_timm(timm, family, size, tmp_path):
     if size == "full":
         same(family, family.variant, timm.create_model(family.variant), tmp_path)
@@ -72,9 +76,32 @@ def test_logits_and_blocks_equal_timm(timm, family, size, tmp_path):
         same(family, family.variant, family.timm_tiny(timm), tmp_path, **shape)
 
 
-@pytest.mark.parametrize(
-    ("family", "variant"), [pytest.param(f, v, id=v) for f in families.FAMILIES for v in f.variants]
-)
+@pytest.mark.parametrize(("family", "variant"), [pytest.param(f, v, id=v) for f in IN_TIMM for v in f.variants])
 def test_every_architecture_equals_timm(timm, family, variant, tmp_path):
     shape = {k: v for k, v in family.small.items() if k != "num_classes"}
     same(family, variant, family.timm_small(timm, variant), tmp_path, **shape)
+
+
+OTHER_INPUTS = {  # ours -> timm's
+    "one_channel_no_head": (dict(in_channels=1, num_classes=0), dict(in_chans=1, num_classes=0)),
+    "four_channels_another_size": (dict(in_channels=4, image_size=(128, 192)), dict(in_chans=4, img_size=(128, 192))),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_INPUTS)
+@pytest.mark.parametrize("family", PUBLISHED, ids=lambda f: f.name)
+def test_other_inputs_equal_timm(timm, family, case, tmp_path):
+    """The checkpoint adapted to other images, by timm's own loader and by ours."""
+    ours, theirs = (dict(changes) for changes in OTHER_INPUTS[case])
+    reference = randomized(timm.create_model(family.variant))
+    timm.models.save_for_hf(reference, tmp_path, safe_serialization=True)
+    if family.fixed_size:
+        ours.pop("image_size", None), theirs.pop("img_size", None)
+    elif not hasattr(reference, "patch_embed"):  # timm's convolutional models take any size as it comes
+        theirs.pop("img_size", None)
+    overlay = dict(file=str(tmp_path / "model.safetensors"))
+    adapted = timm.create_model(family.variant, pretrained=True, pretrained_cfg_overlay=overlay, **theirs).eval()
+    model = keras_vits.create(family.variant, weights=tmp_path, **ours)
+    images = families.images(model)
+    expected, _ = outputs(adapted, images, [])
+    close(model.predict(images, verbose=0), expected)

@@ -4,17 +4,38 @@ from keras_vits.layers.attention import MultiHeadAttention
 from keras_vits.layers.base import SameShape
 from keras_vits.layers.conv import ConvNorm, InvertedResidual
 from keras_vits.layers.fold import fold, unfold
+from keras_vits.layers.linear_attention import (
+    ATTENTIONS,
+    CrossCovarianceAttention,
+    EfficientAttention,
+    FavorAttention,
+    KernelAttention,
+    LinformerAttention,
+    ReLULinearAttention,
+    SeparableSelfAttention,
+)
 from keras_vits.layers.mlp import Mlp
+from keras_vits.layers.position import PositionEmbedding
 from keras_vits.layers.regularize import DropPath, drop_path_rates
-from keras_vits.layers.transformer import TransformerBlock
+from keras_vits.layers.transformer import LayerScale, TransformerBlock
 
 __all__ = [
+    "ATTENTIONS",
     "ConvNorm",
+    "CrossCovarianceAttention",
     "DropPath",
+    "EfficientAttention",
+    "FavorAttention",
     "InvertedResidual",
+    "KernelAttention",
+    "LayerScale",
+    "LinformerAttention",
     "Mlp",
     "MultiHeadAttention",
+    "PositionEmbedding",
+    "ReLULinearAttention",
     "SameShape",
+    "SeparableSelfAttention",
     "TransformerBlock",
     "drop_path_rates",
     "fold",

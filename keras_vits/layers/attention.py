@@ -14,14 +14,17 @@ class MultiHeadAttention(SameShape):
         heads: number of heads; must divide D.
         qkv_bias: whether the joint projection has a bias.
         dropout: probability of dropping an element of the output in training.
+        qk_norm: whether each head's q and k go through a LayerNorm, as in ViT-22B (arXiv 2302.05442), section 2.
+        epsilon: of these two LayerNorms.
     """
 
-    def __init__(self, heads, qkv_bias=True, dropout=0.0, **kwargs):
+    def __init__(self, heads, qkv_bias=True, dropout=0.0, qk_norm=False, epsilon=1e-6, **kwargs):
         super().__init__(**kwargs)
         self.heads, self.qkv_bias, self.dropout = heads, qkv_bias, dropout
+        self.qk_norm, self.epsilon = qk_norm, epsilon
 
     def build(self, shape):
-        width = shape[-1]
+        batch, tokens, width = shape
         if width % self.heads:
             raise ValueError(f"heads must divide the width; received heads={self.heads}, width={width}.")
         self.qkv = layers.Dense(3 * width, use_bias=self.qkv_bias, name="qkv", dtype=self.dtype_policy)
@@ -29,6 +32,13 @@ class MultiHeadAttention(SameShape):
         self.drop = layers.Dropout(self.dropout, name="drop", dtype=self.dtype_policy)
         self.qkv.build(shape)
         self.out.build(shape)
+        if self.qk_norm:
+            self.q_norm, self.k_norm = (
+                layers.LayerNormalization(epsilon=self.epsilon, name=name, dtype=self.dtype_policy)
+                for name in ("q_norm", "k_norm")
+            )
+            self.q_norm.build((batch, tokens, self.heads, width // self.heads))
+            self.k_norm.build((batch, tokens, self.heads, width // self.heads))
 
     def call(self, x):
         tokens, width = x.shape[1:]
@@ -37,5 +47,7 @@ class MultiHeadAttention(SameShape):
             ops.reshape(qkv[..., i * width : (i + 1) * width], (-1, tokens, self.heads, width // self.heads))
             for i in range(3)
         )
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         x = ops.dot_product_attention(q, k, v)
         return self.drop(self.out(ops.reshape(x, (-1, tokens, width))))

@@ -1,8 +1,9 @@
-"""MLP-Mixer.
+"""MLP-Mixer, and gMixer, its form with gated perceptrons.
 
     image -> stem (patches) -> tokens -> block x depth -> norm -> pool (mean) -> head
 
-Paper    Tolstikhin et al., MLP-Mixer: An all-MLP Architecture for Vision, arXiv 2105.01601, table 1.
+Paper    Tolstikhin et al., MLP-Mixer: An all-MLP Architecture for Vision, arXiv 2105.01601, table 1. gMixer has no
+         paper: it is timm's experiment with the gated linear units of Shazeer, arXiv 2002.05202.
 Code     timm/models/mlp_mixer.py (Apache-2.0), whose variant names and checkpoints these are.
 Differs  drop_path grows linearly over the blocks, as in the paper; timm gives every block the same. LayerNorm
          epsilon is 1e-6, GELU the exact erf form, as in timm.
@@ -28,19 +29,32 @@ class MixerConfig:
     depth: int  # L
     token_hidden: int
     channel_hidden: int
+    gated: bool = False  # whether the perceptrons are gated linear units with SiLU instead of GELU
     num_classes: int = 1000  # K; 0 stops at the pooled features (B,D)
     drop_path: float = 0.0  # probability at the last block, growing linearly from 0
+
+
+class GatedMlp(Mlp):
+    """(..., D) -> (..., D): fc2(a * silu(b)), where a and b are the halves of fc1(x): the gate is the second half."""
+
+    def __init__(self, hidden, **kwargs):
+        super().__init__(hidden, "silu", gated=True, **kwargs)
+
+    def call(self, x):
+        x = self.fc1(x)
+        return self.fc2(x[..., : self.hidden] * self.act(x[..., self.hidden :]))
 
 
 class MixerBlock(SameShape):
     """(B,N,D) -> (B,N,D): x + token_mlp(token_norm(x)')', then x + channel_mlp(channel_norm(x)). Mixer, equation 1."""
 
-    def __init__(self, token_hidden, channel_hidden, drop_path=0.0, **kwargs):
+    def __init__(self, token_hidden, channel_hidden, gated=False, drop_path=0.0, **kwargs):
         super().__init__(**kwargs)
+        mlp = GatedMlp if gated else Mlp
         self.token_norm = layers.LayerNormalization(epsilon=EPSILON, name="token_norm", dtype=self.dtype_policy)
-        self.token_mlp = Mlp(token_hidden, name="token_mlp", dtype=self.dtype_policy)
+        self.token_mlp = mlp(token_hidden, name="token_mlp", dtype=self.dtype_policy)
         self.channel_norm = layers.LayerNormalization(epsilon=EPSILON, name="channel_norm", dtype=self.dtype_policy)
-        self.channel_mlp = Mlp(channel_hidden, name="channel_mlp", dtype=self.dtype_policy)
+        self.channel_mlp = mlp(channel_hidden, name="channel_mlp", dtype=self.dtype_policy)
         self.drop_path = DropPath(drop_path, name="drop_path", dtype=self.dtype_policy)
 
     def build(self, shape):
@@ -93,7 +107,16 @@ class MLPMixer(VisionModel):
         x = layers.Conv2D(cfg.width, cfg.patch_size, strides=cfg.patch_size, name="stem")(image)
         x = layers.Reshape((-1, cfg.width), name="tokens")(x)
         for i, rate in enumerate(drop_path_rates(cfg.drop_path, cfg.depth)):
-            x = MixerBlock(cfg.token_hidden, cfg.channel_hidden, rate, name=f"block_{i}")(x)
+            x = MixerBlock(cfg.token_hidden, cfg.channel_hidden, cfg.gated, rate, name=f"block_{i}")(x)
         x = layers.LayerNormalization(epsilon=EPSILON, name="norm")(x)
         x = layers.GlobalAveragePooling1D(name="pool")(x)
         return layers.Dense(cfg.num_classes, dtype="float32", name="head")(x) if cfg.num_classes else x
+
+
+@register
+class GMixer(MLPMixer):
+    preprocessing_defaults = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop=0.875)
+    variants = {
+        "gmixer_12_224": dict(width=384, depth=12, token_hidden=192, channel_hidden=768, gated=True),
+        "gmixer_24_224": dict(width=384, depth=24, token_hidden=192, channel_hidden=768, gated=True),
+    }

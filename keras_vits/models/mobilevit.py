@@ -63,28 +63,64 @@ class MobileViTBlock(SameShape):
         self.out = ConvNorm(channels, name="out", dtype=self.dtype_policy)
         self.fuse = ConvNorm(channels, 3, name="fuse", dtype=self.dtype_policy)
         self.local.build(shape)
-        self.embed.build(shape)
-        for layer in (*self.transformer, self.norm):
-            layer.build((None, height * width // self.patch_size**2, self.token_width))
+        self.build_tokens(shape)
         self.out.build((batch, height, width, self.token_width))
         self.fuse.build((batch, height, width, 2 * channels))
 
-    def call(self, x):
-        shortcut = x
+    def build_tokens(self, shape):
+        self.embed.build(shape)
+        for layer in (*self.transformer, self.norm):
+            layer.build((None, shape[1] * shape[2] // self.patch_size**2, self.token_width))
+
+    def tokens(self, x):
+        """(B,h,w,D) -> (B,h,w,D): fold(norm(transformer(unfold(x)))), what v1 and v3 have in common."""
         height, width = x.shape[1:3]
-        x = unfold(self.embed(self.local(x)), self.patch_size)
+        x = unfold(x, self.patch_size)
         pixels, patches, channels = x.shape[1:]
         x = ops.reshape(x, (-1, patches, channels))  # one sequence for each pixel of a patch
         for layer in self.transformer:
             x = layer(x)
         x = ops.reshape(self.norm(x), (-1, pixels, patches, channels))
-        x = self.out(fold(x, height, width, self.patch_size))
-        return self.fuse(ops.concatenate([shortcut, x], axis=-1))
+        return fold(x, height, width, self.patch_size)
+
+    def call(self, x):
+        y = self.out(self.tokens(self.embed(self.local(x))))
+        return self.fuse(ops.concatenate([x, y], axis=-1))
+
+
+def conv_norms(names):
+    """Rows of transformers' weight table for `ConvNorm`s, from ours -> the source's."""
+    parts = dict(conv="convolution", bn="normalization")
+    return {f"{ours}/{o}": f"{theirs}.{t}" for ours, theirs in names.items() for o, t in parts.items()}
+
+
+TRANSFORMERS = {  # the rows that v1 and v2 share
+    **conv_norms(
+        {
+            "stem": "conv_stem",
+            "stage_{s}_block_{i}/expand": "encoder.layer.{s}.layer.{i}.expand_1x1",
+            "stage_{s}_block_{i}/depthwise": "encoder.layer.{s}.layer.{i}.conv_3x3",
+            "stage_{s}_block_{i}/project": "encoder.layer.{s}.layer.{i}.reduce_1x1",
+            **{f"stage_{s}_block_0/expand": f"encoder.layer.{s}.downsampling_layer.expand_1x1" for s in (2, 3, 4)},
+            **{f"stage_{s}_block_0/depthwise": f"encoder.layer.{s}.downsampling_layer.conv_3x3" for s in (2, 3, 4)},
+            **{f"stage_{s}_block_0/project": f"encoder.layer.{s}.downsampling_layer.reduce_1x1" for s in (2, 3, 4)},
+            "stage_{s}_block_{i}/local": "encoder.layer.{s}.conv_kxk",
+            "stage_{s}_block_{i}/out": "encoder.layer.{s}.conv_projection",
+        }
+    ),
+    "stage_{s}_block_{i}/embed": "encoder.layer.{s}.conv_1x1.convolution",
+    "stage_{s}_block_{i}/layer_{j}/norm1": "encoder.layer.{s}.transformer.layer.{j}.layernorm_before",
+    "stage_{s}_block_{i}/layer_{j}/norm2": "encoder.layer.{s}.transformer.layer.{j}.layernorm_after",
+    "stage_{s}_block_{i}/norm": "encoder.layer.{s}.layernorm",
+    "head": "classifier",
+    "": ("mobilevit", "mobilevitv2"),
+}
 
 
 @register
 class MobileViT(VisionModel):
     Config = MobileViTConfig
+    Block = MobileViTBlock
     preprocessing_defaults = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     variants = {
         "mobilevit_xxs": dict(widths=(16, 24, 48, 64, 80), token_widths=(64, 80, 96), final_width=320, expansion=2),
@@ -107,15 +143,28 @@ class MobileViT(VisionModel):
             "stage_{s}_block_{i}/fuse": "stages.{s}.{i}.conv_fusion",
             "final_conv": "final_conv",
             "head": "head.fc",
-        }
+        },
+        "transformers": {
+            **TRANSFORMERS,
+            **conv_norms({"stage_{s}_block_{i}/fuse": "encoder.layer.{s}.fusion", "final_conv": "conv_1x1_exp"}),
+            "stage_{s}_block_{i}/layer_{j}/attention/qkv": tuple(
+                f"encoder.layer.{{s}}.transformer.layer.{{j}}.attention.attention.{p}"
+                for p in ("query", "key", "value")
+            ),
+            "stage_{s}_block_{i}/layer_{j}/attention/out": (
+                "encoder.layer.{s}.transformer.layer.{j}.attention.output.dense"
+            ),
+            "stage_{s}_block_{i}/layer_{j}/mlp/fc1": "encoder.layer.{s}.transformer.layer.{j}.intermediate.dense",
+            "stage_{s}_block_{i}/layer_{j}/mlp/fc2": "encoder.layer.{s}.transformer.layer.{j}.output.dense",
+        },
     }
 
     @staticmethod
     def size_multiple(cfg):
         return 2 ** len(cfg.widths) * cfg.patch_size  # every stage but the first halves the size, and so does the stem
 
-    @staticmethod
-    def graph(cfg, image):
+    @classmethod
+    def graph(cls, cfg, image):
         x = ConvNorm(cfg.stem_width, 3, strides=2, name="stem")(image)
         first = len(cfg.widths) - len(cfg.token_widths)  # stage that begins to have a MobileViT block
         rates = iter(drop_path_rates(cfg.drop_path, sum(cfg.depths) + len(cfg.token_widths)))
@@ -125,7 +174,7 @@ class MobileViT(VisionModel):
                 x = InvertedResidual(width, strides, cfg.expansion, next(rates), name=f"stage_{s}_block_{i}")(x)
             if s >= first:
                 token_width = cfg.token_widths[s - first]
-                x = MobileViTBlock(
+                x = cls.Block(
                     token_width,
                     cfg.token_depths[s - first],
                     cfg.heads,

@@ -16,6 +16,7 @@ from keras import layers, ops
 
 from keras_vits.layers import ConvNorm, DropPath, InvertedResidual, Mlp, SameShape, drop_path_rates, fold, unfold
 from keras_vits.model import VisionModel
+from keras_vits.models.mobilevit import TRANSFORMERS
 from keras_vits.registry import register
 
 
@@ -107,22 +108,30 @@ class MobileViTV2Block(SameShape):
     def build(self, shape):
         batch, height, width, channels = shape
         self.out = ConvNorm(channels, activation=None, name="out", dtype=self.dtype_policy)
+        self.build_tokens(shape)
+        self.out.build((batch, height, width, self.token_width))
+
+    def build_tokens(self, shape):
+        batch, height, width, _ = shape
         self.local.build(shape)
         self.embed.build(shape)
         pixels = self.patch_size**2
         for layer in (*self.transformer, self.norm):
             layer.build((batch, pixels, height * width // pixels, self.token_width))
-        self.out.build((batch, height, width, self.token_width))
 
-    def call(self, x):
+    def tokens(self, x):
+        """(B,h,w,D) -> (B,h,w,D): fold(norm(transformer(unfold(x)))), what v2 and v3 have in common."""
         height, width = x.shape[1:3]
-        x = unfold(self.embed(self.local(x)), self.patch_size)
+        x = unfold(x, self.patch_size)
         for layer in self.transformer:
             x = layer(x)
-        return self.out(fold(self.norm(x), height, width, self.patch_size))
+        return fold(self.norm(x), height, width, self.patch_size)
+
+    def call(self, x):
+        return self.out(self.tokens(self.embed(self.local(x))))
 
 
-def _sizes(multiplier):
+def sizes(multiplier):
     """A row of the paper's table: widths are a multiple of those of the model 1.0, and D is half of a stage's width."""
     widths = tuple(int(c * multiplier) for c in (64, 128, 256, 384, 512))
     return dict(stem_width=int(32 * multiplier), widths=widths, token_widths=tuple(c // 2 for c in widths[2:]))
@@ -131,15 +140,16 @@ def _sizes(multiplier):
 @register
 class MobileViTV2(VisionModel):
     Config = MobileViTV2Config
+    Block = MobileViTV2Block
     preprocessing_defaults = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop=0.888)
     variants = {
-        "mobilevitv2_050": _sizes(0.5),
-        "mobilevitv2_075": _sizes(0.75),
-        "mobilevitv2_100": _sizes(1.0),
-        "mobilevitv2_125": _sizes(1.25),
-        "mobilevitv2_150": _sizes(1.5),
-        "mobilevitv2_175": _sizes(1.75),
-        "mobilevitv2_200": _sizes(2.0),
+        "mobilevitv2_050": sizes(0.5),
+        "mobilevitv2_075": sizes(0.75),
+        "mobilevitv2_100": sizes(1.0),
+        "mobilevitv2_125": sizes(1.25),
+        "mobilevitv2_150": sizes(1.5),
+        "mobilevitv2_175": sizes(1.75),
+        "mobilevitv2_200": sizes(2.0),
     }
     names = {
         "timm": {
@@ -155,15 +165,26 @@ class MobileViTV2(VisionModel):
             "stage_{s}_block_{i}/norm": "stages.{s}.{i}.norm",
             "stage_{s}_block_{i}/out": "stages.{s}.{i}.conv_proj",
             "head": "head.fc",
-        }
+        },
+        "transformers": {
+            **TRANSFORMERS,
+            "stage_{s}_block_{i}/layer_{j}/attention/qkv": (
+                "encoder.layer.{s}.transformer.layer.{j}.attention.qkv_proj.convolution"
+            ),
+            "stage_{s}_block_{i}/layer_{j}/attention/out": (
+                "encoder.layer.{s}.transformer.layer.{j}.attention.out_proj.convolution"
+            ),
+            "stage_{s}_block_{i}/layer_{j}/mlp/fc1": "encoder.layer.{s}.transformer.layer.{j}.ffn.conv1.convolution",
+            "stage_{s}_block_{i}/layer_{j}/mlp/fc2": "encoder.layer.{s}.transformer.layer.{j}.ffn.conv2.convolution",
+        },
     }
 
     @staticmethod
     def size_multiple(cfg):
         return 2 ** len(cfg.widths) * cfg.patch_size  # every stage but the first halves the size, and so does the stem
 
-    @staticmethod
-    def graph(cfg, image):
+    @classmethod
+    def graph(cls, cfg, image):
         x = ConvNorm(cfg.stem_width, 3, strides=2, name="stem")(image)
         first = len(cfg.widths) - len(cfg.token_widths)  # stage that begins to have a MobileViT v2 block
         rates = iter(drop_path_rates(cfg.drop_path, sum(cfg.depths) + len(cfg.token_widths)))
@@ -173,7 +194,7 @@ class MobileViTV2(VisionModel):
                 x = InvertedResidual(width, strides, cfg.expansion, next(rates), name=f"stage_{s}_block_{i}")(x)
             if s >= first:
                 token_width = cfg.token_widths[s - first]
-                x = MobileViTV2Block(
+                x = cls.Block(
                     token_width,
                     cfg.token_depths[s - first],
                     cfg.mlp_expansion * token_width,

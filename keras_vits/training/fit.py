@@ -10,8 +10,7 @@ import time
 import keras
 
 from keras_vits.training.data import Augmentation, Batches
-
-PLAIN = ["bias", "gamma", "beta", "table", "token"]  # variables that weight decay leaves alone
+from keras_vits.training.groups import adamw, parameter_groups
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,7 @@ def fit(
     learning_rate=1e-3,
     warmup=0.1,
     weight_decay=0.05,
+    layer_decay=1.0,
     label_smoothing=0.1,
     augmentation=None,
     checkpoint=None,
@@ -59,6 +59,7 @@ def fit(
         learning_rate: AdamW's highest, after the warm-up; it then falls to 0 along a cosine.
         warmup: fraction of all steps in which the learning rate grows from 0.
         weight_decay: AdamW's, on kernels only.
+        layer_decay: what a layer's learning rate is of the next one's, see `parameter_groups`; about 0.75 to fine-tune.
         label_smoothing: how much of a label's probability is spread over all classes.
         augmentation: an `Augmentation`; the light default of that class when `None`.
         checkpoint: a `.keras` file that holds model and optimizer after each epoch, or `None`. It is written whole or
@@ -72,13 +73,15 @@ def fit(
         A `Fit`.
 
     Raises:
-        ValueError: the model does not fit the pictures; nothing to resume from; or the loss is no longer a number.
+        ValueError: the model does not fit the pictures or has nothing that trains; nothing to resume from; or the loss
+            is no longer a number.
     """
     _check(model, train)
     steps = math.ceil(len(train) / batch_size)
+    groups = parameter_groups(model, layer_decay=layer_decay, weight_decay=weight_decay)
     model.preprocessing, model.class_names = train.preprocessing, train.class_names
     model.compile(
-        optimizer=_optimizer(steps * epochs, learning_rate, warmup, weight_decay),
+        optimizer=adamw(groups, learning_rate, schedule=_schedule(steps * epochs, warmup), clipnorm=1.0),
         loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing),
         metrics=[keras.metrics.CategoricalAccuracy(name="top1")],
     )
@@ -128,12 +131,10 @@ class Say(keras.callbacks.Callback):
         )
 
 
-def _optimizer(steps, learning_rate, warmup, weight_decay):
+def _schedule(steps, warmup):
+    """Highest learning rate -> schedule: a linear warm-up, then a cosine down to 0."""
     warm = round(warmup * steps)
-    rate = keras.optimizers.schedules.CosineDecay(0.0, steps - warm, warmup_target=learning_rate, warmup_steps=warm)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay, clipnorm=1.0)
-    optimizer.exclude_from_weight_decay(var_names=PLAIN)
-    return optimizer
+    return lambda peak: keras.optimizers.schedules.CosineDecay(0.0, steps - warm, warmup_target=peak, warmup_steps=warm)
 
 
 def _check(model, train):

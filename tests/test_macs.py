@@ -1,0 +1,85 @@
+"""Multiply-adds against counts by hand and against PyTorch's counter over timm's models."""
+
+import csv
+import pathlib
+
+import families
+import keras
+import pytest
+from keras import layers
+
+import keras_vits
+from keras_vits import count_macs
+
+TABLE = pathlib.Path(__file__).parent / "data" / "variants.csv"
+COUNTED = {
+    row["name"]: row for row in csv.DictReader(TABLE.open(encoding="utf-8", newline="")) if row["gmacs_flopcounter"]
+}
+
+
+@pytest.mark.once  # the traces of the three backends are equal: edge/test_trace.py
+@pytest.mark.parametrize("name", COUNTED)
+def test_variants(name):
+    row = COUNTED[name]
+    with keras.StatelessScope(initialize_variables=False):
+        gmacs = count_macs(keras_vits.create(name, num_classes=int(row["num_classes"]))) / 1e9
+    keras.utils.clear_session()
+    assert gmacs == pytest.approx(float(row["gmacs_flopcounter"]), rel=0.04)
+
+
+def model(*stack, shape=(8, 6, 4)):
+    x = inputs = keras.Input(shape)
+    for layer in stack:
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+def attend(x):
+    return layers.MultiHeadAttention(num_heads=2, key_dim=5)(x, x)
+
+
+CASES = {
+    "dense": (model(layers.Dense(7)), 8 * 6 * 4 * 7),
+    "dense of a vector": (model(layers.Flatten(), layers.Dense(7, use_bias=False)), 8 * 6 * 4 * 7),
+    "convolution": (model(layers.Conv2D(7, 3, padding="same")), 8 * 6 * 7 * 3 * 3 * 4),
+    "strides, no padding": (model(layers.Conv2D(7, (3, 2), strides=2)), 3 * 3 * 7 * 3 * 2 * 4),
+    "dilation": (model(layers.Conv2D(7, 3, dilation_rate=2)), 4 * 2 * 7 * 3 * 3 * 4),
+    "groups": (model(layers.Conv2D(6, 3, groups=2, padding="same")), 8 * 6 * 6 * 3 * 3 * 2),
+    "depthwise": (model(layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same")), 8 * 6 * 8 * 3 * 3),
+    "separable": (model(layers.SeparableConv2D(7, 3, padding="same")), 8 * 6 * 4 * 3 * 3 + 8 * 6 * 4 * 7),
+    "einsum": (model(layers.EinsumDense("bhwc,cdw->bhd", (8, 5))), 8 * 5 * 6 * 4),
+    "product of two tensors": (
+        model(layers.Lambda(lambda x: keras.ops.matmul(x, x), (8, 6, 6)), shape=(8, 6, 6)),
+        8 * 6**3,
+    ),
+    "attention": (model(attend, shape=(9, 4)), 3 * 9 * 4 * 10 + 2 * 2 * 9 * 9 * 5 + 9 * 10 * 4),
+    "no products": (model(layers.LayerNormalization(), layers.Activation("gelu"), layers.MaxPooling2D()), 0),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_by_hand(case):
+    counted, expected = CASES[case]
+    macs = count_macs(counted)
+    assert isinstance(macs, int) and macs == expected
+
+
+@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda f: f.name)
+def test_weights_are_not_needed(family, monkeypatch):
+    """A model without weights, one with, and one in bfloat16 count the same; the model is as it was."""
+    made = family.create()
+    nodes = [len(layer._inbound_nodes) for layer in made._flatten_layers()]
+    macs = count_macs(made)
+    assert macs > 0 and nodes == [len(layer._inbound_nodes) for layer in made._flatten_layers()]
+    assert macs == count_macs(family.create(dtype="mixed_bfloat16"))
+    with keras.StatelessScope(initialize_variables=False):
+        empty = keras_vits.create(family.variant, **family.tiny)
+        assert count_macs(empty) == macs
+        assert not any(v._value is not None for v in empty.trainable_weights)
+
+
+def test_what_cannot_be_counted():
+    with pytest.raises(ValueError, match=r"functional inputs can be counted; received Dense\. Wrap it"):
+        count_macs(layers.Dense(3))
+    with pytest.raises(ValueError, match=r"axis of unknown size \(None, None, None, 3\)"):
+        count_macs(model(layers.Conv2D(3, 3), shape=(None, None, 3)))
