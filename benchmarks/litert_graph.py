@@ -1,12 +1,10 @@
 """What was tried on the LiteRT graph: each choice predicted, changed alone, and measured interleaved with the others.
 
-    KERAS_BACKEND=tensorflow python benchmarks/litert_graph.py            measures and writes results/litert_graph.json
-    python benchmarks/litert_graph.py --render                            writes RESULTS.md from the recorded run
+    KERAS_BACKEND=tensorflow python benchmarks/litert_graph.py    measures and writes results/litert_graph.json
 
 The TensorFlow backend is needed for one row only, Keras' own exporter.
 """
 
-import argparse
 import contextlib
 import datetime
 import json
@@ -99,20 +97,21 @@ def measure(folder):
     return {"date": datetime.date.today().isoformat(), "environment": host_environment(), "rows": found}
 
 
-def render(record):
+def section():
+    """The part of RESULTS.md about the recorded run, as lines of Markdown."""
+    record = json.loads(RECORD.read_text())
     environment = record["environment"]
     lines = [
-        "# Results",
+        "## The LiteRT graph",
         "",
-        "Written by `benchmarks/litert_graph.py` from `results/litert_graph.json`; do not edit.",
+        f"Written by `benchmarks/litert_graph.py`. Recorded on {record['date']}, {environment['cpu']}, "
+        f"{environment['cores']} cores, 2 threads, random weights. Times of one model were taken in turns, each file "
+        "in a process of its own: compare ratios within a model.",
         "",
-        f"Recorded on {record['date']}, {environment['cpu']}, {environment['cores']} cores, 2 threads, random weights. "
-        "Times of one model were taken in turns, each file in a process of its own: compare ratios within a model.",
     ]
     for name in MODELS:
         lines += [
-            "",
-            f"## {name}",
+            f"### {name}",
             "",
             "| choice | predicted | time / ours | median ms | operations | partitions | SQNR dB |",
         ]
@@ -122,13 +121,13 @@ def render(record):
                 what, predicted = CHOICES[row["choice"]]
                 figures = f"{row['ratio_to_ours']:.3f} | {row['median_ms']:.2f} | {row['operations']}"
                 lines.append(f"| {what} | {predicted} | {figures} | {row['partitions']} | {row['sqnr_db']:.1f} |")
-    return "\n".join(lines) + "\n"
+        lines.append("")
+    return lines
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--render", action="store_true", help="only write RESULTS.md again")
-    if not parser.parse_args().render:
-        with tempfile.TemporaryDirectory() as folder:
-            RECORD.write_text(json.dumps(measure(folder), indent=1) + "\n")
-    (HERE / "RESULTS.md").write_text(render(json.loads(RECORD.read_text())))
+    import results
+
+    with tempfile.TemporaryDirectory() as folder:
+        RECORD.write_text(json.dumps(measure(folder), indent=1) + "\n")
+    results.write()

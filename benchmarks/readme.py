@@ -23,8 +23,6 @@ COLUMNS = {
     "partitions": lambda row: "" if row["partitions"] is None else str(row["partitions"]),
     "verified by": lambda row: row["verified_by"],
 }
-
-
 RECIPES = ("float32", "float16", "dynamic_int8", "static_int8")
 
 
@@ -42,8 +40,9 @@ def accuracies(records):
     return [[*key, *(by_recipe[recipe] for recipe in RECIPES)] for key, by_recipe in found.items()]
 
 
-def updated(readme, records):
-    """The README with the first run's table, and the accuracies of all runs."""
+def updated(readme):
+    """The README with the first recorded run's table, and the accuracies of all runs."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("demo_*.json"))]
     record = records[0]
     environment = record["environment"]
     head, rest = readme.split(BEGIN)
@@ -59,5 +58,4 @@ if __name__ == "__main__":
         record = json.loads((pathlib.Path(folder) / "report.json").read_text(encoding="utf-8"))
         path = RESULTS / f"demo_{record['backend']}.json"
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("demo_*.json"))]
-    README.write_text(updated(README.read_text(encoding="utf-8"), records), encoding="utf-8")
+    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
