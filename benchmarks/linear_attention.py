@@ -1,6 +1,6 @@
 """Time of the attention layers against the number of tokens N, and the exponent p of time ~ N^p.
 
-    KERAS_BACKEND=jax python benchmarks/linear_attention.py    measures and writes results/linear_attention.json
+KERAS_BACKEND=jax python benchmarks/linear_attention.py    measures and writes results/linear_attention.json
 """
 
 import datetime
@@ -70,9 +70,9 @@ def section():
         "## Linear attention",
         "",
         f"Written by `benchmarks/linear_attention.py`. Recorded on {record['date']}, {environment['cpu']}, "
-        f"{environment['cores']} cores, {record['backend']} backend, width {WIDTH}, {HEADS} heads, float32. Milliseconds "
-        "of inference for one sample of N tokens (median of interleaved rounds), and the exponent p of time ~ N^p from "
-        "N = 1,024 on.",
+        f"{environment['cores']} cores, {record['backend']} backend, width {WIDTH}, {HEADS} heads, float32. "
+        "Milliseconds of inference for one sample of N tokens (median of interleaved rounds), and the exponent p of "
+        "time ~ N^p from N = 1,024 on.",
         "",
         f"| attention | {' | '.join(f'N = {n:,}' for n in sizes)} | p |",
         f"|---|{'---:|' * (len(sizes) + 1)}",

@@ -1,17 +1,18 @@
-"""Puts recorded runs of the demo into the README, between its two marks; no figure there is typed.
+"""Puts recorded runs of the demo, and what the registry holds, into the README, each between two marks.
 
 python benchmarks/readme.py out [out2 ...]     takes over out/report.json as benchmarks/results/demo_<backend>.json
-python benchmarks/readme.py                    writes the README's tables again
+python benchmarks/readme.py                    writes the README's tables again (Keras must be able to import a backend)
 """
 
+import collections
 import json
 import pathlib
+import re
 import sys
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
-BEGIN, END = "<!-- demo -->\n", "<!-- /demo -->"
 COLUMNS = {
     "model": lambda row: row["model"],
     "file": lambda row: f"{row['format']} {row['recipe']}",
@@ -40,17 +41,49 @@ def accuracies(records):
     return [[*key, *(by_recipe[recipe] for recipe in RECIPES)] for key, by_recipe in found.items()]
 
 
-def updated(readme):
-    """The README with the first recorded run's table, and the accuracies of all runs."""
+def demo():
+    """The first recorded run's table, and the accuracies of all runs."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("demo_*.json"))]
     record = records[0]
     environment = record["environment"]
-    head, rest = readme.split(BEGIN)
     where = f"{environment['cpu']}, {environment['cores']} cores, {record['backend']} backend; 500 held-out digits.\n\n"
     files = table(list(COLUMNS), [[cell(row) for cell in COLUMNS.values()] for row in record["rows"]])
     others = table(["trained on", "model", *(f"litert {recipe}" for recipe in RECIPES)], accuracies(records))
-    text = f"{where}{files}\nThe same job on every backend, top-1 of the LiteRT files:\n\n{others}"
-    return head + BEGIN + text + END + rest.split(END)[1]
+    return f"{where}{files}\nThe same job on every backend, top-1 of the LiteRT files:\n\n{others}"
+
+
+def models():
+    """A row for each file of a family: its title, how many variants and published weights it has, its paper."""
+    from keras_vits import checkpoints, registry
+
+    published = collections.Counter(checkpoint.variant for checkpoint in checkpoints.table())
+    families = {}
+    for variant, (cls, _) in registry.variants().items():
+        families.setdefault(cls.__module__, []).append(variant)
+    rows = []
+    for module, variants in families.items():
+        text = sys.modules[module].__doc__
+        title = re.split(r"[.:,](?:\s|$)", text, maxsplit=1)[0]
+        paper = re.search(r"^Paper .*?arXiv\s+([\d.]+\d)", text, re.MULTILINE | re.DOTALL)[1]
+        name = f"[{title}](keras_vits/models/{module.rpartition('.')[2]}.py)"
+        weights = sum(published[variant] for variant in variants)
+        rows.append(
+            [name, f"`{variants[0]}`", str(len(variants)), str(weights), f"[{paper}](https://arxiv.org/abs/{paper})"]
+        )
+    total = ["all", "", str(len(registry.variants())), str(published.total()), ""]
+    return table(["family", "such as", "variants", "published weights", "paper"], [*rows, total])
+
+
+SECTIONS = {"demo": demo, "models": models}
+
+
+def updated(readme):
+    """The README with what stands between the marks of every section written again."""
+    for name, section in SECTIONS.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        head, rest = readme.split(begin)
+        readme = head + begin + section() + end + rest.split(end)[1]
+    return readme
 
 
 if __name__ == "__main__":

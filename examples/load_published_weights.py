@@ -7,7 +7,6 @@
 
 import argparse
 
-import keras
 import numpy as np
 
 import keras_vits
@@ -25,10 +24,5 @@ if not args.picture and not args.smoke:
 
 model = keras_vits.create(args.model, weights=None if args.smoke else args.weights)
 noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype("uint8")
-image = model.preprocessing(noise if args.smoke else args.picture)  # resized, cropped and normalised: (H,W,C)
-
-logits = model.predict(image[None], verbose=0)[0]
-probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
-names = model.class_names or [f"class {i}" for i in range(len(probabilities))]
-for i in probabilities.argsort()[::-1][:5]:
-    print(f"{probabilities[i]:6.1%}  {names[i]}")
+for guess in keras_vits.predict(model, noise if args.smoke else args.picture):
+    print(f"{guess.probability:6.1%}  {guess.label}")

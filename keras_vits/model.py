@@ -407,7 +407,8 @@ def _rematerialized(layer):
         return outputs, [scope.get_current_value(v) for v in state]
 
     def call(*inputs):
-        values = [ops.copy(v) for v in state] + [ops.convert_to_tensor(v) for v in fixed]  # PyTorch assigns in place
+        # `v[...]` is a tensor in the variable's memory; the state's must outlive that, as PyTorch assigns in place.
+        values = [ops.copy(v) for v in state] + [v[...] for v in fixed]
         outputs, after = keras.remat(run)(values, *inputs)
         for variable, value in zip(state, after, strict=True):
             variable.assign(value)

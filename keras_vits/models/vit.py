@@ -271,14 +271,16 @@ def _dinov2_tokens(take, model):
 
 
 def _transformers_tokens(take, model):
-    """Class token and position table of transformers, where a token has a position if registers have none, too."""
+    """Class token and position table of transformers: the token's position is part of it where registers have none."""
     token, table = take("embeddings.cls_token"), take("embeddings.position_embeddings")
     if not model.cfg.prefix_position:
         token, table = token + table[:, :1], table[:, 1:]
     return token, _on_grid(table, take.image_size, model)
 
 
-TRANSFORMERS = {  # ViT, DINO, MAE, DeiT, DINOv2
+# ViT, DINO, MAE's encoder, DeiT and DINOv2. Where DeiT has one head for two tokens, the second is a register here. The
+# "pooler" of a model without a head is left out; DINOv2's head, which reads the tokens' mean, too, has no place here.
+TRANSFORMERS = {
     "stem": "embeddings.patch_embeddings.projection",
     "prefix/class_token": lambda take, model: _transformers_tokens(take, model)[0],
     "prefix/distill_token": "embeddings.distillation_token",
