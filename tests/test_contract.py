@@ -68,7 +68,6 @@ def test_parameter_count(name):
     row = VARIANTS[name]
     with keras.StatelessScope(initialize_variables=False):  # counts weights without making any
         model = keras_vits.create(name, num_classes=int(row["num_classes"]))
-    keras.utils.clear_session()
     assert model.input_shape == (None, int(row["img"]), int(row["img"]), 3)
     assert count(model.trainable_weights) == int(row["params_with_head"])
     assert count(model.non_trainable_weights) == int(row["bn_running_stats"])
