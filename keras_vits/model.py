@@ -299,7 +299,7 @@ class VisionModel(keras.Model):
 
         A kernel becomes kernel + alpha / rank * a b, with a (I,rank) random and b (rank,O) zero at first. These and
         the head train, all else is frozen. A file that `save` writes holds the merged kernels of a plain model that
-        trains as a whole. Compile afterwards.
+        trains as a whole, from a new optimizer. Compile afterwards.
 
         Args:
             rank: of the changes, a positive integer; 4 to 16 are usual.

@@ -1,7 +1,7 @@
 """Checkpoints in the layout of Hugging Face's transformers: from the folders that it saves, the numbers it computes.
 
-Other image sizes than the checkpoint's are not compared: transformers resamples positions in another way for each of its
-models, we always antialiased.
+Other image sizes than the checkpoint's are not compared: transformers resamples positions in another way for each of
+its models, we always antialiased.
 """
 
 import json

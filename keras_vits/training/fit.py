@@ -168,6 +168,11 @@ def _resume(model, checkpoint, steps):
             f"{checkpoint} holds another model than {model.name}, other hyper-parameters or other classes: resume with "
             "what the training was started with, or train without resume."
         )
+    if [v.path for v in saved.trainable_variables] != [v.path for v in model.trainable_variables]:
+        raise ValueError(
+            f"{checkpoint} has other frozen layers than {model.name}, or held LoRA adapters, which cannot resume: "
+            "freeze the layers that were frozen when the training was started, or train without resume."
+        )
     if getattr(saved, "optimizer", None) is None:
         raise ValueError(f"{checkpoint} has no optimizer state: resume from a checkpoint that a training wrote.")
     done, rest = divmod(int(keras.ops.convert_to_numpy(saved.optimizer.iterations)), steps)
