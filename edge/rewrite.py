@@ -3,8 +3,8 @@
 Each rule looks at one node and what computes its inputs, and returns the Value to use instead. Rules run over the whole
 graph until none applies. What they do: constants, biases, batch normalisation, scales and the input normalisation are
 folded into the neighbouring dense layer or convolution, and so are a LayerNorm's gains and offsets; a joint
-query-key-value projection becomes three; a slice moves up, so that what is not read is not computed; reshapes,
-transposes and paddings merge; equal and dead nodes go.
+query-key-value projection becomes three, and the two heads of a distilled model one; a slice moves up, so that what is
+not read is not computed; reshapes, transposes and paddings merge; equal and dead nodes go.
 """
 
 import itertools
@@ -346,6 +346,59 @@ def hoist_scalar(sweep, node):
     return sweep.new(inner.op, sweep.new("mul", inner.inputs[0], c), **inner.attrs)
 
 
+def fold_into_concat(sweep, node):
+    """mul or add(concat(linear...), c) along the last axis -> each part's share of c, on its way into its weights."""
+    x, c = node.inputs
+    concat = sweep.made_by(x, "concat")
+    if concat is None or not is_constant(c) or last_axis(c) is None or not sweep.single_use(x):
+        return None
+    axis = len(x.shape) - 1
+    parts = concat.inputs
+    if concat.attrs["axis"] != axis or len(c.shape) > len(x.shape):
+        return None
+    if not all(sweep.made_by(part, *LINEAR) and sweep.single_use(part) for part in parts):
+        return None
+    each = np.split(np.broadcast_to(last_axis(c), x.shape[-1]), np.cumsum([part.shape[-1] for part in parts])[:-1])
+    shares = [sweep.new(node.op, part, constant(share, c.name)) for part, share in zip(parts, each, strict=True)]
+    sweep.layer = concat.layer
+    return sweep.new("concat", *shares, axis=axis, name=x.name)
+
+
+def merge_heads(sweep, node):
+    """add(dense(a), dense(b)) of vectors (B,K) -> one dense of both: the two heads of a distilled model are one."""
+    dense = [sweep.made_by(x, "dense") for x in node.inputs]
+    if None in dense or len(node.output.shape) != 2 or not all(sweep.single_use(x) for x in node.inputs):
+        return None
+    if len({x.shape for x in node.inputs}) > 1 or not all(is_constant(d.inputs[1]) for d in dense):
+        return None
+    (a, first, bias), (b, second, other) = (d.inputs for d in dense)
+    if a.shape[:-1] != b.shape[:-1]:
+        return None
+    biases = [v.data for v in (bias, other) if v is not None]
+    weight = constant(np.concatenate([first.data, second.data], axis=1), first.name)
+    both = sweep.new("concat", a, b, axis=1)
+    return sweep.new("dense", both, weight, constant(sum(biases), node.output.name) if biases else None)
+
+
+def whole_again(sweep, node):
+    """concat(x[:, 0], x[:, 1], ...) of vectors, all of x in order -> reshape(x)."""
+    source, at = None, 0
+    for part in node.inputs:
+        flat = sweep.made_by(part, "reshape")
+        piece = sweep.made_by(flat.inputs[0], "slice") if flat else sweep.made_by(part, "slice")
+        if piece is None or any(s != 1 for s in piece.attrs["strides"]):
+            return None
+        x, begin, end = piece.inputs[0], piece.attrs["begin"], piece.attrs["end"]
+        source = source or x
+        whole = all(b == 0 and e == n for i, (b, e, n) in enumerate(zip(begin, end, x.shape, strict=True)) if i != 1)
+        vector = (x.shape[0], math.prod(piece.output.shape[1:]))
+        if x is not source or not whole or begin[1] != at or part.shape != vector:
+            return None
+        at = end[1]
+    if node.attrs["axis"] == 1 and at == source.shape[1] and len(node.output.shape) == 2:
+        return sweep.new("reshape", source, shape=node.output.shape)
+
+
 def split_dense(sweep, node):
     """slice(dense(x)) along the last axis -> a dense with these rows, when disjoint slices alone read the dense."""
     linear = sweep.made_by(node.inputs[0], "dense")
@@ -469,12 +522,13 @@ def fold_padding(sweep, node):
 
 EVERYWHERE = (fold_constants, share_equal, drop_identity)
 RULES = {
-    "add": (constant_second, fold_after_linear),
-    "mul": (constant_second, fold_after_linear, hoist_scalar),
+    "add": (constant_second, fold_after_linear, fold_into_concat, merge_heads),
+    "mul": (constant_second, fold_after_linear, fold_into_concat, hoist_scalar),
     "sub": (subtract_constant,),
     "div": (divide_by_constant,),
     "neg": (negate,),
     "reshape": (merge_reshapes,),
+    "concat": (whole_again,),
     "transpose": (transpose_of_ones, merge_transposes),
     "slice": (split_dense, slice_early),
     "dense": (fold_before_linear, fold_norm),

@@ -32,6 +32,16 @@ def check(build, output, expected, bound=1e-5):
     return after
 
 
+def test_distilled_model_ends_in_one_dense_layer_of_two_tokens():
+    model = FAMILIES[0].create(distill_token=True)
+    graph, x = trace(model), images(model, 1)
+    after = rewrite(graph)
+    expected = graph(x)[0]
+    assert np.abs(after(x)[0] - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert [node.op for node in after.nodes[-3:]] == ["layer_norm", "reshape", "dense"]
+    assert after.nodes[-3].output.shape == (1, 2, 24)
+
+
 @family
 def test_families_keep_their_outputs(family):
     graph = trace(family.create())
@@ -54,6 +64,35 @@ def test_bias_and_batch_norm_go_into_the_weights():
     y = b("add", b("mul", y, b.constant(random(8))), b.constant(random(8)))
     y = b("sub", b("div", b("dense", y, b.constant(random(5, 8)), None), b.constant(random(5))), b.constant(random(5)))
     check(b, y, {"conv2d": 1, "dense": 1, "depthwise_conv2d": 1})
+
+
+def test_scales_and_offsets_cross_a_concat_into_the_weights():
+    b = Builder()
+    x = b.input("x", (1, 6, 6, 3))
+    local = b("conv2d", x, b.constant(random(3, 3, 3, 4)), b.constant(random(4)), groups=1, **CONV)
+    plain = b("conv2d", x, b.constant(random(3, 3, 3, 2)), None, groups=1, **CONV)
+    y = b("add", b("mul", b("concat", local, plain, axis=3), b.constant(random(6))), b.constant(random(1, 1, 1, 6)))
+    check(b, y, {"conv2d": 2, "concat": 1})
+
+
+def test_a_concat_of_something_else_keeps_its_scale():
+    b = Builder()
+    x = b.input("x", (1, 6, 6, 3))
+    local = b("conv2d", b("abs", x), b.constant(random(1, 1, 3, 4)), None, groups=1, **CONV)
+    check(b, b("mul", b("concat", local, x, axis=3), b.constant(random(7))),
+          {"abs": 1, "conv2d": 1, "concat": 1, "mul": 1})  # fmt: skip
+
+
+@pytest.mark.parametrize("biases", [0, 1, 2])
+def test_two_heads_become_one(biases):
+    b = Builder()
+    x = b("softmax", b.input("x", (2, 2, 8)), axis=2)
+    tokens = [b("reshape", b("slice", x, begin=(0, i, 0), end=(2, i + 1, 8), strides=(1, 1, 1)), shape=(2, 8))
+              for i in (0, 1)]  # fmt: skip
+    heads = [b("dense", t, b.constant(random(5, 8)), b.constant(random(5)) if i < biases else None)
+             for i, t in enumerate(tokens)]  # fmt: skip
+    y = b("div", b("add", *heads), b.constant(np.float32(2)))
+    check(b, y, {"dense": 1, "reshape": 1, "softmax": 1})
 
 
 def test_a_value_read_twice_is_not_folded_away():
