@@ -43,6 +43,7 @@ class Artifact:
         sha256: of the file's bytes (for a folder: of all its files' paths and bytes, in sorted order).
         size_bytes: of the file, or of all files in the folder.
         tools: name -> version of what wrote it, and under "backend" the Keras backend it was traced on.
+        operations: number of primitive operations in the graph, (before, after) `rewrite`, or `None`.
     """
 
     path: pathlib.Path
@@ -57,10 +58,12 @@ class Artifact:
     sha256: str
     size_bytes: int
     tools: dict = dataclasses.field(default_factory=dict)
+    operations: tuple[int, int] | None = None
 
     def __post_init__(self):
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in self.preprocessing.items()}
         object.__setattr__(self, "preprocessing", plain)
+        object.__setattr__(self, "operations", self.operations and tuple(self.operations))
 
     def save(self):
         """Writes `<path>.json` beside the file."""

@@ -55,6 +55,7 @@ def export(model, folder, *, batch=1, uint8_input=False, head="logits", top_k=5,
     preprocessing = getattr(model, "preprocessing", None)
     class_names = tuple(getattr(model, "class_names", None) or ())
     graph = trace(model, batch)
+    traced = len(graph.nodes)
     if uint8_input:
         if preprocessing is None:
             raise ValueError(
@@ -90,6 +91,7 @@ def export(model, folder, *, batch=1, uint8_input=False, head="logits", top_k=5,
         preprocessing=dataclasses.asdict(preprocessing) if preprocessing else {},
         head=head,
         tools=tools,
+        operations=(traced, len(graph.nodes)),
     )
 
 
@@ -146,6 +148,7 @@ def quantize(artifact, recipe, calibration=None, folder=None):
         preprocessing=artifact.preprocessing,
         head=artifact.head,
         tools=tools,
+        operations=artifact.operations,
     )
 
 

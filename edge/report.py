@@ -194,6 +194,8 @@ def _fields(row, folder):
         "sqnr_db",
         "max_abs_error",
         "partitions",
+        "operations",
+        "gpu_offenders",
         "verified_by",
     ):
         fields[key] = getattr(check, key, None)

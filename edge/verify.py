@@ -1,11 +1,12 @@
 """Numerics and top-1 agreement of an artifact against the model it came from."""
 
+import contextlib
 import dataclasses
 import math
 
 import numpy as np
 
-from . import coreml, keras_file, litert
+from . import coreml, gpu, keras_file, litert
 from .artifact import Artifact
 
 
@@ -24,6 +25,9 @@ class Verification:
         max_abs_error: largest difference of an output.
         partitions: number of XNNPACK partitions of a LiteRT file (1: it runs there as a whole), otherwise `None`.
         op_histogram: operations in the file by name.
+        operations: primitive operations of the model's graph, (before, after) it was simplified, or `None`.
+        gpu_offenders: why a phone's GPU would refuse a LiteRT file, see `gpu.offenders`; () if it would not, `None` for
+            another file or where ai-edge-litert is not installed.
         verified_by: what ran the file.
     """
 
@@ -36,6 +40,8 @@ class Verification:
     max_abs_error: float
     partitions: int | None
     op_histogram: dict
+    operations: tuple[int, int] | None
+    gpu_offenders: tuple[str, ...] | None
     verified_by: str
 
 
@@ -91,8 +97,16 @@ def verify(artifact, against, images, labels=None):
         max_abs_error=float(np.abs(error).max()),
         partitions=runner.partitions() if artifact.format == "litert" else None,
         op_histogram=runner.histogram(),
+        operations=artifact.operations,
+        gpu_offenders=_gpu_offenders(artifact),
         verified_by=runner.verified_by,
     )
+
+
+def _gpu_offenders(artifact):
+    if artifact.format == "litert":
+        with contextlib.suppress(ImportError):  # a small board may have the interpreter alone
+            return gpu.offenders(artifact.path)
 
 
 def reference(model, images, batch_size=64):

@@ -513,7 +513,11 @@ def _show(rows):
     console.print(table)
     for format in dict.fromkeys(row.artifact.format for row in rows):
         check = next(row.verification for row in rows if row.artifact.format == format)
-        console.print(f"{format}: on {check.images} pictures, {check.verified_by}")
+        simplified = "{} operations simplified to {}, ".format(*check.operations) if check.operations else ""
+        console.print(f"{format}: {simplified}on {check.images} pictures, {check.verified_by}")
+    for row in rows:
+        for offence in row.verification.gpu_offenders or ():
+            console.print(f"{row.artifact.path.name}: a phone's GPU refuses {offence}", style="yellow", markup=False)
 
 
 @contextlib.contextmanager

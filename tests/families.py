@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import keras
 import numpy as np
 
 import keras_vits
@@ -314,6 +315,13 @@ def randomize(model, seed=0):
             value = random.normal(0, 0.2, shape)
         variable.assign(value.astype("float32"))
     return model
+
+
+def predict(model, images):
+    """The model's outputs on images, in numpy; TensorFlow runs the layers one by one: to trace them takes longer."""
+    if keras.backend.backend() == "tensorflow":
+        return keras.tree.map_structure(keras.ops.convert_to_numpy, model(images, training=False))
+    return model.predict(images, verbose=0)
 
 
 def images(model, count=2, seed=1):

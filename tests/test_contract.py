@@ -15,6 +15,7 @@ import families
 import keras
 import numpy as np
 import pytest
+from families import predict
 
 import keras_vits
 from keras_vits import models, registry
@@ -41,10 +42,6 @@ class Training(keras.Model):
 
     def call(self, images):
         return self.model(images, training=True)
-
-
-def predict(model, images):
-    return model.predict(images, verbose=0)
 
 
 def count(variables):

@@ -7,6 +7,7 @@ import families
 import keras
 import numpy as np
 import pytest
+from families import predict
 from keras import ops
 
 import keras_vits
@@ -34,10 +35,6 @@ each_family = pytest.mark.parametrize("family", families.FAMILIES, ids=lambda f:
 def tiny():
     """Family -> its tiny model, made once; no test may change it."""
     return functools.cache(lambda family: family.create())
-
-
-def predict(model, images):
-    return model.predict(images, verbose=0)
 
 
 def close(found, expected, bound=1e-5):

@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 import keras
 import pytest
-from families import images
+from families import images, predict
 from safetensors.torch import save_file
 from test_parity import close, outputs, randomized
 
@@ -209,7 +209,7 @@ def test_logits_and_blocks_equal_the_reference(variant, tmp_path):
     blocks = [layer.name for layer in model.layers if "block_" in layer.name]
     tapped = keras.Model(model.inputs, [model.output, *model.features(blocks).outputs])
     pictures = images(model)
-    logits, *features = tapped.predict(pictures, verbose=0)
+    logits, *features = predict(tapped, pictures)
     numbers = [[int(n) for n in re.findall(r"\d+", name)] for name in blocks]
     expected, expected_features = outputs(theirs, pictures, [f"layer_{s + 1}.{i}" for s, i in numbers])
     close(logits, expected)

@@ -58,7 +58,7 @@ def same(family, variant, reference, folder, **hyperparameters):
     blocks = [layer.name for layer in model.layers if "block_" in layer.name]
     tapped = keras.Model(model.inputs, [model.output, *model.features(blocks).outputs])
     images = families.images(model)
-    logits, *features = tapped.predict(images, verbose=0)
+    logits, *features = families.predict(tapped, images)
     expected, expected_features = outputs(reference, images, [family.timm_block(name) for name in blocks])
     close(logits, expected)
     assert len(features) == len(blocks) > 1
@@ -104,4 +104,4 @@ def test_other_inputs_equal_timm(timm, family, case, tmp_path):
     model = keras_vits.create(family.variant, weights=tmp_path, **ours)
     images = families.images(model)
     expected, _ = outputs(adapted, images, [])
-    close(model.predict(images, verbose=0), expected)
+    close(families.predict(model, images), expected)
