@@ -40,8 +40,8 @@ class Verification:
     max_abs_error: float
     partitions: int | None
     op_histogram: dict
-    operations: tuple[int, int] | None
-    gpu_offenders: tuple[str, ...] | None
+    operations: tuple[int, int] | None = None
+    gpu_offenders: tuple[str, ...] | None = None
     verified_by: str
 
 
