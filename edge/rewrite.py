@@ -520,6 +520,16 @@ def fold_padding(sweep, node):
         return sweep.new(node.op, x, weight, bias, name=node.output.name, **{**node.attrs, "pads": pads})
 
 
+def pool_of_one(sweep, node):
+    """A pooling of single pixels, as in ResNetV2's shortcuts, takes every other pixel: a depthwise 1 x 1 of ones."""
+    a, channels = node.attrs, node.output.shape[-1]
+    if tuple(a["size"]) != (1, 1) or any(map(any, a["pads"])):
+        return None
+    ones = constant(np.ones((1, 1, channels, 1), np.float32), f"{node.output.name}/ones")
+    where = dict(strides=a["strides"], pads=((0, 0), (0, 0)), dilation=(1, 1))
+    return sweep.new("depthwise_conv2d", node.inputs[0], ones, None, name=node.output.name, **where)
+
+
 EVERYWHERE = (fold_constants, share_equal, drop_identity)
 RULES = {
     "add": (constant_second, fold_after_linear, fold_into_concat, merge_heads),
@@ -532,6 +542,8 @@ RULES = {
     "transpose": (transpose_of_ones, merge_transposes),
     "slice": (split_dense, slice_early),
     "dense": (fold_before_linear, fold_norm),
+    "max_pool2d": (pool_of_one,),
+    "avg_pool2d": (pool_of_one,),
     "conv2d": (fold_padding, fold_before_linear),
     "depthwise_conv2d": (fold_padding, fold_before_linear),
 }

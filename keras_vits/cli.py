@@ -49,6 +49,12 @@ class Head(StrEnum):
     top_k = "top_k"
 
 
+class Platform(StrEnum):
+    android = "android"
+    ios = "ios"
+    web = "web"
+
+
 class Precision(StrEnum):
     float16 = "float16"
     float32 = "float32"
@@ -321,6 +327,27 @@ def report(
     written = report(rows, out)
     _show(rows)
     console.print(f"Report  {written.html}")
+
+
+@app.command(epilog="Example: `keras-vits bundle out/vit_dynamic_int8.tflite --platform android --out app-model/`")
+def bundle(
+    file: Annotated[pathlib.Path, typer.Argument(help="A .tflite (android, web) or .mlpackage (ios) file.")],
+    platform: Annotated[Platform, typer.Option(help="What the app runs on.")],
+    out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="Folder to write to.")] = pathlib.Path("out/bundle"),
+    pictures: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="A folder: ten of them are for the self-test. Default: generated.", show_default=False),
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="Of the weights.", show_default=False)] = None,
+    backend: BackendOption = None,
+):
+    """Write what an app needs: the model, its description, a self-test and the code that runs it."""
+    from keras_vits.edge import artifact
+    from keras_vits.edge.bundle import bundle
+
+    written = bundle(artifact.load(file), out, str(platform), images=pictures, license=license)
+    console.print(f"{written.source}")
+    console.print(f"{written.model}  {written.pictures} pictures to test itself")
 
 
 @app.command(epilog="Example: `keras-vits predict photo.jpg --model out/vit_dynamic_int8.tflite`")

@@ -51,12 +51,12 @@ def test_help_is_quick_and_imports_no_keras():
     )
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    for verb in "list train export quantize verify benchmark report predict demo".split():
+    for verb in "list train export quantize verify benchmark report bundle predict demo".split():
         assert f" {verb} " in done.stdout
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("verb", "list train export quantize verify benchmark report predict demo".split())
+@pytest.mark.parametrize("verb", "list train export quantize verify benchmark report bundle predict demo".split())
 def test_every_verb_has_help_with_an_example(run, verb):
     code, out, err = run(verb, "--help")
     assert code == 0 and not err

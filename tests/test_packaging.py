@@ -82,6 +82,9 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert {name for name in names if name.endswith(".py")} == expected
     assert {name for name in names if not name.endswith(".py")} == {
         "keras_vits/checkpoints.csv",
+        "keras_vits/edge/bundle_templates/ImageClassifier.kt",
+        "keras_vits/edge/bundle_templates/ImageClassifier.swift",
+        "keras_vits/edge/bundle_templates/ImageClassifier.ts",
         "keras_vits/imagenet_classes.txt",
     }
     assert {name.split("/")[0] for name in names} == {"keras_vits"}

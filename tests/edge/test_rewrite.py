@@ -95,6 +95,15 @@ def test_two_heads_become_one(biases):
     check(b, y, {"dense": 1, "reshape": 1, "softmax": 1})
 
 
+@pytest.mark.parametrize("pool", ["max_pool2d", "avg_pool2d"])
+def test_a_pooling_of_single_pixels_is_a_convolution_of_ones(pool):
+    b = Builder()
+    x = b.input("x", (1, 6, 6, 3))
+    sparse = b(pool, x, size=(1, 1), strides=(2, 2), pads=((0, 0), (0, 0)))
+    wide = b(pool, x, size=(2, 2), strides=(2, 2), pads=((0, 0), (0, 0)))
+    check(b, b("add", sparse, wide), {"add": 1, "depthwise_conv2d": 1, pool: 1})
+
+
 def test_a_value_read_twice_is_not_folded_away():
     b = Builder()
     x = b.input("x", (1, 4))

@@ -1,0 +1,70 @@
+"""Models that are not ours, unedited: keras.applications and keras-hub's transformers, as a LiteRT file."""
+
+import keras
+import numpy as np
+import pytest
+from families import randomize
+
+from keras_vits import edge
+
+pytestmark = pytest.mark.once
+SHAPE = (64, 64, 3)
+
+
+def application(name):
+    return getattr(keras.applications, name)(weights=None, input_shape=SHAPE, classes=7, classifier_activation=None)
+
+
+APPLICATIONS = "MobileNetV2 MobileNetV3Small EfficientNetB0 EfficientNetV2B0 ConvNeXtTiny ResNet50 ResNet50V2".split()
+
+
+def vit(models):
+    shape = dict(patch_size=16, num_layers=2, num_heads=2, hidden_dim=24, mlp_dim=48)
+    return models.ViTImageClassifier(models.ViTBackbone(image_shape=SHAPE, **shape), 7)
+
+
+def deit(models):
+    shape = dict(patch_size=16, num_layers=2, num_heads=2, hidden_dim=24, intermediate_dim=48)
+    return models.DeiTImageClassifier(models.DeiTBackbone(image_shape=SHAPE, **shape), 7)
+
+
+def dinov2(models):
+    shape = dict(patch_size=16, num_layers=2, num_heads=2, hidden_dim=24, intermediate_dim=48, num_register_tokens=2)
+    return models.DINOV2Backbone(image_shape=SHAPE, **shape)
+
+
+def mit(models):
+    shape = dict(
+        layerwise_depths=[1, 1, 1, 1],
+        num_layers=4,
+        layerwise_num_heads=[1, 2, 5, 8],
+        layerwise_sr_ratios=[8, 4, 2, 1],
+        layerwise_patch_sizes=[7, 3, 3, 3],
+        layerwise_strides=[4, 2, 2, 2],
+        max_drop_path_rate=0.1,
+        hidden_dims=[32, 64, 160, 256],
+    )
+    return models.MiTImageClassifier(models.MiTBackbone(image_shape=SHAPE, **shape), 7)
+
+
+def check(model, images, tmp_path):
+    """The file is the model, one partition, and nothing that a phone's GPU refuses."""
+    given = dict.fromkeys(model.input, images) if isinstance(model.input, dict) else images
+    expected = model.predict(given, verbose=0)
+    found = edge.verify(edge.litert.export(model, tmp_path), against=expected, images=images)
+    assert found.partitions == 1 and found.gpu_offenders == ()
+    assert found.max_abs_error <= 1e-4 * np.abs(expected).max()
+    assert found.max_abs_error <= 0.05 * np.ptp(expected, axis=0).max()  # of what tells the images apart
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_keras_applications(name, tmp_path):
+    images = np.random.default_rng(0).uniform(0, 255, (2, *SHAPE)).astype("float32")
+    check(randomize(application(name)), images, tmp_path)
+
+
+@pytest.mark.parametrize("build", [vit, deit, dinov2, mit])
+def test_keras_hub(build, tmp_path):
+    models = pytest.importorskip("keras_hub").models
+    images = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype("float32")
+    check(randomize(build(models)), images, tmp_path)
