@@ -61,7 +61,7 @@ def models():
     for variant, (cls, _) in registry.variants().items():
         families.setdefault(cls.__module__, []).append(variant)
     rows = []
-    for module, variants in families.items():
+    for module, variants in sorted(families.items()):
         text = sys.modules[module].__doc__
         title = re.split(r"[.:,](?:\s|$)", text, maxsplit=1)[0]
         paper = re.search(r"^Paper .*?arXiv\s+([\d.]+\d)", text, re.MULTILINE | re.DOTALL)[1]
