@@ -19,11 +19,16 @@ import threading
 import numpy as np
 
 from . import artifact as artifacts
+from .calibration import batches
+from .coreml_graph import fuse_attention, neural_engine
 from .graph import constant, make_node
 from .mlprogram import Program, coremltools
 from .recipes import checked_recipe
 
 PRECISIONS = ("float16", "float32")
+LAYOUTS = ("default", "ane")
+COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
+METADATA = "com.github.keras-vits"  # key of ours in the file's user-defined metadata
 CHANNELS_FIRST = (0, 3, 1, 2)
 
 _lock = threading.Lock()  # coremltools' builder keeps names and scopes for the whole process
@@ -47,7 +52,23 @@ class Pixels:
 # ---------------------------------------------------------------- export
 
 
-def export(model, folder, *, precision="float16", batch=1, target="iOS16", image_input=False, head=None, name=None):
+def export(
+    model,
+    folder,
+    *,
+    precision="float16",
+    batch=1,
+    target=None,
+    layout="default",
+    image_input=False,
+    head=None,
+    compute_units="all",
+    author="",
+    license="",
+    version="",
+    description="",
+    name=None,
+):
     """Writes a model as `<folder>/<name>_<precision>.mlpackage`.
 
     Args:
@@ -55,19 +76,29 @@ def export(model, folder, *, precision="float16", batch=1, target="iOS16", image
         folder: where to write; made if it does not exist.
         precision: `"float16"`, which phones compute in, or `"float32"`.
         batch: B, the static batch size.
-        target: the oldest system that must run the file: `"iOS15"`, `"iOS16"`, ... as coremltools names them.
+        target: the oldest system that must run the file: `"iOS15"`, `"iOS16"`, ... as coremltools names them. By
+            default the oldest that has all operations of the model. From `"iOS18"` attention is one operation.
+        layout: `"default"`, or `"ane"` for the Neural Engine: tokens as (B,D,1,N), convolutions in place of dense
+            layers, attention head by head.
         image_input: whether the file takes a picture (pixels 0 to 255, as the Vision framework passes them) and
             normalises it as `model.preprocessing` says; otherwise it takes normalised float32 numbers.
         head: `"logits"` or `"softmax"` (probabilities); with `model.class_names` a softmax makes the file a classifier
-            with labels. By default that for an image input of a model with class names, otherwise logits.
+            with labels. By default that for an image input of a model with class names, otherwise logits. A model of
+            several outputs, as `model.features()` makes, gives them as they are, named as the model names them.
+        compute_units: what `load` runs the file on: `"all"`, `"cpu_only"`, `"cpu_and_gpu"` or `"cpu_and_ne"` (the
+            Neural Engine). Kept in the file's metadata for the app, whose `MLModelConfiguration` decides.
+        author: what Xcode shows about the file, as `license`, `version` and `description`.
+        license: see `author`.
+        version: see `author`.
+        description: see `author`.
         name: of the file; the model's own by default.
 
     Returns:
         An `Artifact`.
 
     Raises:
-        ValueError: an unknown precision or target, an operation that Core ML lacks (named with its layer), an image
-            input that Core ML has not, or a folder that cannot be written.
+        ValueError: an unknown precision, target, layout or compute unit, an operation that Core ML lacks (named with
+            its layer), an image input that Core ML has not, or a folder that cannot be written.
         ImportError: coremltools is not installed.
     """
     import keras
@@ -77,16 +108,20 @@ def export(model, folder, *, precision="float16", batch=1, target="iOS16", image
     from .rewrite import rewrite, with_head
     from .trace import trace
 
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; received {precision!r}.")
+    _check("precision", precision, PRECISIONS)
+    _check("compute_units", compute_units, COMPUTE_UNITS)
     ct = coremltools()
     graph = trace(model, batch)
+    traced = len(graph.nodes)
     if len(graph.inputs) != 1 or len(graph.inputs[0].shape) != 4:
         raise ValueError(f"The model must have one image input (B,H,W,C); received {[v.shape for v in graph.inputs]}.")
     preprocessing, class_names = getattr(model, "preprocessing", None), tuple(getattr(model, "class_names", None) or ())
-    head = head or ("softmax" if image_input and class_names else "logits")
+    several = len(graph.outputs) > 1
+    head = head or ("softmax" if image_input and class_names and not several else "logits")
     if head not in ("logits", "softmax"):
         raise ValueError(f"head must be 'logits' or 'softmax' for Core ML; received {head!r}.")
+    if several and head == "softmax":
+        raise ValueError(f"head='softmax' needs a model of one output; received one of {len(graph.outputs)}.")
     if len(set(class_names)) < len(class_names):
         raise ValueError(
             "class_names holds a name twice, and a Core ML classifier tells classes by name: make them unique."
@@ -97,34 +132,58 @@ def export(model, folder, *, precision="float16", batch=1, target="iOS16", image
             raise ValueError(f"{type(model).__name__} has no preprocessing: image_input=True needs a VisionModel.")
         graph, pixels = with_image(graph, preprocessing)
     graph = rewrite(with_head(graph, head))
-    first = "probabilities" if head == "softmax" else head
+    one = "probabilities" if head == "softmax" else head
+    names = _unique(map(_identifier, model.output_names)) if several else [one]
     written = write(
-        graph, precision=precision, target=target, pixels=pixels, labels=class_names if head == "softmax" else (),
-        outputs=[f"{first}_{i}" if i else first for i in range(len(graph.outputs))],
+        graph, precision=precision, target=target, layout=layout, pixels=pixels, outputs=names,
+        labels=class_names if head == "softmax" else (),
     )  # fmt: skip
+    written.author, written.license, written.version, written.short_description = author, license, version, description
     fields = dataclasses.asdict(preprocessing) if preprocessing else {}
-    written.user_defined_metadata["com.github.keras-vits"] = json.dumps(
-        {"model": model.name, "keras_vits": __version__, "preprocessing": fields, "class_names": class_names}
-    )
-    path = pathlib.Path(folder) / f"{name or model.name}_{precision}.mlpackage"
-    with artifacts.writing(path) as temporary:
-        written.save(str(temporary))
-    image = graph.inputs[0]
-    return artifacts.make(
-        path,
-        format="coreml",
-        recipe=precision,
-        model=model.name,
-        input=artifacts.InputSpec(name=image.name, shape=image.shape, dtype="image" if image_input else "float32"),
-        outputs=tuple(output.name for output in written.get_spec().description.output),
-        class_names=class_names,
-        preprocessing=fields,
-        head=head,
-        tools={
-            "keras_vits": __version__, "keras": keras.__version__, "backend": keras.backend.backend(),
-            "coremltools": ct.__version__,
-        },
+    written.user_defined_metadata[METADATA] = json.dumps(
+        {
+            "model": model.name, "keras_vits": __version__, "preprocessing": fields, "class_names": class_names,
+            "compute_units": compute_units, "layout": layout,
+        }
     )  # fmt: skip
+    path = pathlib.Path(folder) / f"{name or model.name}_{precision}.mlpackage"
+    with artifacts.alone(path.parent):
+        with artifacts.writing(path) as temporary:
+            written.save(str(temporary))
+        image = graph.inputs[0]
+        return artifacts.make(
+            path,
+            format="coreml",
+            recipe=precision,
+            model=model.name,
+            input=artifacts.InputSpec(name=image.name, shape=image.shape, dtype="image" if image_input else "float32"),
+            outputs=tuple(output.name for output in written.get_spec().description.output),
+            class_names=class_names,
+            preprocessing=fields,
+            head=head,
+            tools={
+                "keras_vits": __version__, "keras": keras.__version__, "backend": keras.backend.backend(),
+                "coremltools": ct.__version__,
+            },
+            operations=(traced, len(graph.nodes)),
+        )  # fmt: skip
+
+
+def _check(name, value, known):
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}; received {value!r}.")
+
+
+def _unique(names):
+    """The names, with a number after one that is taken already."""
+    found = {}
+    for name in names:
+        count = itertools.count(1)
+        new = name
+        while new in found:
+            new = f"{name}_{next(count)}"
+        found[new] = None
+    return list(found)
 
 
 def with_image(graph, preprocessing):
@@ -151,13 +210,14 @@ def with_image(graph, preprocessing):
     )
 
 
-def write(graph, *, precision="float16", target="iOS16", pixels=None, labels=(), outputs=None):
+def write(graph, *, precision="float16", target=None, layout="default", pixels=None, labels=(), outputs=None):
     """Graph -> coremltools model, not yet saved. Knows no Keras.
 
     Args:
         graph: a Graph from `rewrite`: constants are folded.
         precision: `"float16"` or `"float32"`, of everything between the inputs and the outputs.
-        target: the oldest system that must run it, as coremltools names it.
+        target: the oldest system that must run it, as coremltools names it; by default the oldest that can.
+        layout: `"default"`, or `"ane"` for the Neural Engine.
         pixels: the `Pixels` when the one input is a picture.
         labels: K names that make the output (1,K) of probabilities a classifier's, or ().
         outputs: names of the outputs; made from the Graph's by default.
@@ -166,15 +226,20 @@ def write(graph, *, precision="float16", target="iOS16", pixels=None, labels=(),
         A `coremltools.models.MLModel`.
 
     Raises:
-        ValueError: an unknown target, or an operation that Core ML lacks.
+        ValueError: an unknown target or layout, or an operation that Core ML lacks.
     """
     ct = coremltools()
     targets = {t.name: t for t in ct.target if t.name.startswith("iOS") and t >= ct.target.iOS15}
-    if target not in targets:
-        raise ValueError(f"target must be one of {', '.join(targets)}; received {target!r}.")
-    names = outputs or [_identifier(value.name) for value in graph.outputs]
+    target = target or min(targets, key=targets.get)  # every operation of the Graph has been there since
+    _check("target", target, targets)
+    _check("layout", layout, LAYOUTS)
+    names = outputs or _unique(_identifier(value.name) for value in graph.outputs)
+    if layout == "ane":
+        graph = neural_engine(graph)
+    elif targets[target] >= ct.target.iOS18:
+        graph = fuse_attention(graph, scaled=True)
     with _lock, _silence():
-        program = _Writer(graph, targets[target], pixels is not None).program(names)
+        program = _Writer(graph, targets[target], pixels is not None, layout == "ane").program(names)
         options = {}
         if pixels is not None:
             layout = {"rgb": ct.colorlayout.RGB, "bgr": ct.colorlayout.BGR, "gray": ct.colorlayout.GRAYSCALE}[
@@ -221,11 +286,11 @@ def identity(rank):
 class _Writer:
     """Writes a Graph's nodes with the MIL builder and keeps each Value's forms: order of axes -> MIL variable."""
 
-    def __init__(self, graph, target, picture):
+    def __init__(self, graph, target, picture, ane=False):
         from coremltools.converters.mil import Builder
         from coremltools.converters.mil.mil import Function, Program, types
 
-        self.graph, self.target, self.picture = graph, target, picture
+        self.graph, self.target, self.picture, self.ane = graph, target, picture, ane
         self.mb, self.types, self.Function, self.Program = Builder, types, Function, Program
         self.forms = {}
         self.reshaped = {}  # Value -> what it is a reshape of, when none of its forms is made yet
@@ -495,17 +560,21 @@ def _(w, node, x, axis):
 @writes("layer_norm")
 def _(w, node, x, gamma, beta, axes, epsilon):
     rank, y = len(x.shape), {}
+    variable, order = w.at_hand(x) if w.ane else (w.form(x), identity(rank))
     whole = tuple(n if i in axes else 1 for i, n in enumerate(x.shape))
     wide = [None if v is None else v.data.reshape((1,) * (rank - len(v.shape)) + v.shape) for v in (gamma, beta)]
-    if all(v is None or v.shape == whole for v in wide):  # MIL's own have the shape of the normalised axes
-        inside = [n for i, n in enumerate(x.shape) if i in axes]
+    wide = [None if v is None else v.transpose(order) for v in wide]
+    arranged = tuple(whole[axis] for axis in order)
+    if all(v is None or v.shape == arranged for v in wide):  # MIL's own have the shape of the normalised axes
+        inside = [x.shape[axis] for axis in order if axis in axes]
         y = {k: v.reshape(inside) for k, v in zip(("gamma", "beta"), wide, strict=True) if v is not None}
         if "beta" in y:  # coremltools wants both
             y.setdefault("gamma", np.ones(inside, np.float32))
         wide = [None, None]
-    y = w.emit("layer_norm", x=w.form(x), axes=sorted(axes), epsilon=np.float32(epsilon), **y)
+    axes = sorted(order.index(axis) for axis in axes)
+    y = w.emit("layer_norm", x=variable, axes=axes, epsilon=np.float32(epsilon), **y)
     y = y if wide[0] is None else w.emit("mul", x=y, y=wide[0])
-    return y if wide[1] is None else w.emit("add", x=y, y=wide[1])
+    return y if wide[1] is None else w.emit("add", x=y, y=wide[1]), order
 
 
 def _reduction(op):
@@ -630,8 +699,47 @@ def _(w, node, a, b, transpose_a=False, transpose_b=False):
             return w.form(value, (*outer, n, m)), not transposed
         return w.form(value), transposed
 
+    if w.ane and len(a.shape) == len(b.shape) == 4 and a.data is None and b.data is None:
+        if a.shape[2] == 1 and not (transpose_a or transpose_b):  # a weighted sum of b's rows needs no transpose
+            weighted = w.emit("mul", x=w.form(b, CHANNELS_FIRST), y=w.form(a, (0, 2, 1, 3)))
+            return w.emit("reduce_sum", x=weighted, axes=[3], keep_dims=True), CHANNELS_FIRST
+        rows = lambda value, turned: w.form(value, (0, 2, 1, 3) if turned else CHANNELS_FIRST)
+        return _product(w, rows(b, transpose_b), rows(a, transpose_a)), CHANNELS_FIRST
     (a, transpose_a), (b, transpose_b) = matrix(a, transpose_a), matrix(b, transpose_b)
     return w.emit("matmul", x=a, y=b, transpose_x=transpose_a, transpose_y=transpose_b)
+
+
+@writes("attention")
+def _(w, node, q, k, v, bias, heads=None):
+    if heads is None:
+        mask = {} if bias is None else {"attn_mask": bias.data}
+        return w.emit("scaled_dot_product_attention", query=w.form(q), key=w.form(k), value=w.form(v), **mask)
+    # Head by head, with the keys second: scores (B,Nk,1,Nq) = k (B,Nk,1,d) q (B,d,1,Nq), y = v (B,d,1,Nk) scores.
+    q, k, v = w.form(q, CHANNELS_FIRST), w.form(k, (0, 2, 1, 3)), w.form(v, CHANNELS_FIRST)
+    if bias is not None:  # (1, heads, 1, Nk, Nq), whatever is absent or 1 at first
+        bias = bias.data.reshape((1,) * (4 - bias.data.ndim) + bias.shape)
+        bias = np.broadcast_to(bias, (bias.shape[0], heads, *bias.shape[2:])).swapaxes(2, 3)[:, :, :, None]
+    parts = []
+    for i in range(heads):
+        scores = _product(w, _part(w, k, 3, i, heads), _part(w, q, 1, i, heads))
+        if bias is not None:
+            scores = w.emit("add", x=scores, y=np.ascontiguousarray(bias[:, i]))
+        parts.append(_product(w, _part(w, v, 1, i, heads), w.emit("softmax", x=scores, axis=1)))
+    return parts[0] if heads == 1 else w.emit("concat", values=parts, axis=1), CHANNELS_FIRST
+
+
+def _product(w, x, y):
+    """(B,m,H,k) and (B,k,H,n) -> (B,m,H,n), matrices where the Neural Engine has them."""
+    return w.emit("einsum", values=[x, y], equation="nchw,nwhu->nchu")
+
+
+def _part(w, x, axis, i, count):
+    """Part `i` of `count` equal ones along an axis of a MIL variable."""
+    if count == 1:
+        return x
+    begin, end = [0] * len(x.shape), list(x.shape)
+    begin[axis], end[axis] = i * x.shape[axis] // count, (i + 1) * x.shape[axis] // count
+    return w.emit("slice_by_index", x=x, begin=begin, end=end)
 
 
 @writes("dense")
@@ -641,9 +749,9 @@ def _(w, node, x, weight, bias):
         return y if bias is None else w.emit("add", x=y, y=w.form(bias))
     bias = {} if bias is None else {"bias": bias.data}
     forms = w.held(x)
-    if CHANNELS_FIRST in forms and identity(4) not in forms:  # a 1 x 1 convolution does the same where x is
-        kernel = weight.data[:, :, None, None]
-        return w.emit("conv", x=forms[CHANNELS_FIRST], weight=kernel, pad_type="valid", **bias), CHANNELS_FIRST
+    if (w.ane and len(x.shape) == 4) or (CHANNELS_FIRST in forms and identity(4) not in forms):
+        kernel = weight.data[:, :, None, None]  # a 1 x 1 convolution does the same where x is
+        return w.emit("conv", x=w.form(x, CHANNELS_FIRST), weight=kernel, pad_type="valid", **bias), CHANNELS_FIRST
     return w.emit("linear", x=w.form(x), weight=weight.data, **bias)
 
 
@@ -685,23 +793,28 @@ def _(w, node, x, size, strides, pads):
 # ---------------------------------------------------------------- quantize
 
 
-def quantize(artifact, recipe):
-    """Compresses the weights of an exported model: `<folder>/<name>_<recipe>.mlpackage` beside it.
+def quantize(artifact, recipe, calibration=None):
+    """Compresses an exported model: `<folder>/<name>_<recipe>.mlpackage` beside it.
 
     Args:
         artifact: what `export` returned.
-        recipe: `"int8"` (symmetric, a scale for each output channel), `"palette8"`, `"palette6"` or `"palette4"` (256,
-            64 or 16 values for each weight tensor, by k-means). A constant of 2048 elements or fewer stays as it is.
+        recipe: `"int8"` (symmetric, a scale for each output channel), `"int4"` (symmetric, a scale for each 32 inputs
+            of an output; 8 bits where 32 does not divide the inputs), `"palette8"`, `"palette6"` or `"palette4"` (256,
+            64 or 16 values for each weight tensor, by k-means), or `"int8_int8"` (8-bit weights and activations in
+            dense layers and convolutions). A constant of 2048 elements or fewer stays as it is, but for `"int8_int8"`.
+        calibration: images as the file takes them, for `"int8_int8"`: an array (N,H,W,C), a data set that yields
+            batches of images or (images, labels), or a folder of pictures. Some tens of real images are enough.
 
     Returns:
-        An `Artifact`. The sums and products stay in the precision of the given one.
+        An `Artifact`. What is not quantized stays in the precision of the given one. The oldest system that runs the
+        file becomes iOS 16; 17 for `"int8_int8"`, 18 for `"int4"`.
 
     Raises:
-        ValueError: an unknown recipe, an artifact that is not an exported Core ML model, or a folder that cannot be
-            written.
+        ValueError: an unknown recipe, an artifact that is not an exported Core ML model, calibration that is missing or
+            does not fit, or a folder that cannot be written.
         ImportError: coremltools is not installed.
     """
-    checked_recipe(recipe, "coreml")
+    needs_calibration = checked_recipe(recipe, "coreml").needs_calibration
     if recipe in PRECISIONS:
         raise ValueError(
             f"{recipe} is a precision that a Core ML file is exported with: coreml.export(precision={recipe!r})."
@@ -711,35 +824,103 @@ def quantize(artifact, recipe):
             f"Only an exported Core ML model can be quantized; received {artifact.format} {artifact.recipe}. "
             "Use coreml.export first."
         )
+    if needs_calibration and calibration is None:
+        raise ValueError(f"Recipe {recipe!r} needs calibration: pass some tens of real images as calibration=...")
+    if needs_calibration and artifact.recipe != "float16":
+        raise ValueError(f"Recipe {recipe!r} needs a float16 file; received a {artifact.recipe} one.")
     ct = coremltools()
-    import coremltools.optimize.coreml as optimize
-
-    Program(artifact.path)  # a damaged package ends here, with one clear line
+    program = Program(artifact.path)  # a damaged package ends here, with one clear line
+    ranges = program.ranges(_images(artifact, calibration)) if needs_calibration else {}
     with _lock, _silence():
         model = ct.models.MLModel(str(artifact.path), skip_model_load=True)
-        if recipe == "int8":
-            config = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", granularity="per_channel")
-            compress = optimize.linear_quantize_weights
-        else:
-            config = optimize.OpPalettizerConfig(mode="kmeans", nbits=int(recipe.removeprefix("palette")))
-            compress = optimize.palettize_weights
-        compressed = compress(model, optimize.OptimizationConfig(global_config=config))
+        compressed = COMPRESSORS[recipe](model, ranges)
     stem = artifact.path.name.removesuffix(".mlpackage").removesuffix(f"_{artifact.recipe}")
     path = artifact.path.with_name(f"{stem}_{recipe}.mlpackage")
-    with artifacts.writing(path) as temporary:
-        compressed.save(str(temporary))
-    fields = {f.name: getattr(artifact, f.name) for f in dataclasses.fields(artifact)}
-    fields |= {"path": path, "recipe": recipe, "tools": {**artifact.tools, "coremltools": ct.__version__}}
-    del fields["sha256"], fields["size_bytes"]
-    return artifacts.make(**fields)
+    with artifacts.alone(path.parent):
+        with artifacts.writing(path) as temporary:
+            compressed.save(str(temporary))
+        fields = {f.name: getattr(artifact, f.name) for f in dataclasses.fields(artifact)}
+        fields |= {"path": path, "recipe": recipe, "tools": {**artifact.tools, "coremltools": ct.__version__}}
+        del fields["sha256"], fields["size_bytes"]
+        return artifacts.make(**fields)
+
+
+def _images(artifact, calibration):
+    """Calibration images as the evaluator of the file takes them."""
+    spec = artifact.input
+    picture = spec.dtype == "image"
+    if picture:
+        artifact = dataclasses.replace(artifact, input=dataclasses.replace(spec, dtype="uint8"))
+    for x in batches(calibration, artifact, f"Calibrating {artifact.model}"):
+        yield {spec.name: x if picture else x[None]}
+
+
+def _palette(bits):
+    def compress(model, ranges):
+        import coremltools.optimize.coreml as optimize
+
+        config = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits)
+        return optimize.palettize_weights(model, optimize.OptimizationConfig(global_config=config))
+
+    return compress
+
+
+def _linear(model, operations=(), **options):
+    """The model with symmetric linear weights; of these operations only, if any are given."""
+    import coremltools.optimize.coreml as optimize
+
+    config = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", **options)
+    config = dict(op_type_configs=dict.fromkeys(operations, config)) if operations else dict(global_config=config)
+    return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(**config))
+
+
+def _int4(model, ranges):
+    model = _passed(model, "iOS18")
+    return _linear(_linear(model, dtype="int4", granularity="per_block", block_size=32), dtype="int8")
+
+
+def _int8_int8(model, ranges):
+    """coremltools' own passes with our ranges: its function needs macOS and keeps the last batch's range alone
+    (apple/coremltools#2704). Sums, such as those of the residual branches, stay in float."""
+    import coremltools.optimize.coreml as optimize
+    from coremltools.converters.mil.mil.passes.graph_pass import PassOption
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    config = optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
+    config = optimize.OptimizationConfig(op_type_configs={"conv": config, "linear": config})
+    stats = {name: {"rmin": low, "rmax": high} for name, (low, high) in ranges.items()}
+    passes = [PASS_REGISTRY[f"compression::insert_{where}_quantize_dequantize_pair"] for where in ("prefix", "suffix")]
+    for each in passes:
+        each.set_options([PassOption("config", config), PassOption("activation_stats", stats)])
+    model = _passed(model, "iOS17", *passes, PASS_REGISTRY["common::dequantize_quantize_pair_elimination"])
+    return _linear(model, ("conv", "linear"), weight_threshold=0)
+
+
+def _passed(model, target, *passes):
+    """The model for this system or a newer one, after passes over its program."""
+    ct = coremltools()
+    return ct.models.utils._apply_graph_pass(model, passes, spec_version=ct.target[target].value)
+
+
+COMPRESSORS = {  # recipe -> (MLModel, ranges of values by name) -> MLModel
+    "int8": lambda model, ranges: _linear(model, dtype="int8"),
+    "int4": _int4,
+    "int8_int8": _int8_int8,
+    **{f"palette{bits}": _palette(bits) for bits in (8, 6, 4)},
+}
 
 
 # ---------------------------------------------------------------- load
 
 
-def load(artifact):
-    """A `Runner` of a Core ML artifact: Core ML itself on a Mac, the numpy evaluator of `mlprogram.py` elsewhere."""
-    return Runner(artifact)
+def load(artifact, compute_units=None):
+    """A `Runner` of a Core ML artifact: Core ML itself on a Mac, the numpy evaluator of `mlprogram.py` elsewhere.
+
+    Args:
+        artifact: an `Artifact`.
+        compute_units: what a Mac runs it on, see `export`; what the file was exported with by default.
+    """
+    return Runner(artifact, compute_units)
 
 
 class Runner:
@@ -747,18 +928,23 @@ class Runner:
 
     Attributes:
         runtime: what computes, with its version.
+        compute_units: what a Mac computes it on.
         verified_by: what a check with this runner is worth.
     """
 
-    def __init__(self, artifact):
+    def __init__(self, artifact, compute_units=None):
         self.artifact = artifact
         self._program = Program(artifact.path)
+        metadata = self._program.spec.description.metadata.userDefined
+        self.compute_units = compute_units or json.loads(metadata.get(METADATA, "{}")).get("compute_units", "all")
+        _check("compute_units", self.compute_units, COMPUTE_UNITS)
         self._model = None
         ct = coremltools()
         if sys.platform == "darwin":
             import platform
 
-            self._model = ct.models.MLModel(str(artifact.path))
+            units = ct.ComputeUnit[self.compute_units.upper()]
+            self._model = ct.models.MLModel(str(artifact.path), compute_units=units)
             self.runtime = f"Core ML on macOS {platform.mac_ver()[0]}"
             self.verified_by = "Core ML on macOS"
         else:
@@ -772,7 +958,8 @@ class Runner:
             images: (N,H,W,C), normalised float32; or for an image input pixels 0 to 255, channels in the order R, G, B.
 
         Returns:
-            Logits or probabilities (N,K) in float32, whichever the file gives.
+            Logits or probabilities (N,K) in float32, whichever the file gives; for a file of several outputs a dict of
+            their names and values.
 
         Raises:
             ValueError: images of another size.
@@ -786,10 +973,12 @@ class Runner:
         groups = padded if picture else padded.reshape(-1, batch, *size)
         at_once = max(1, 2**20 // (batch * math.prod(size)))  # a few feature maps of this many pixels fit the caches
         parts = [self._run(groups[i : i + at_once], picture) for i in range(0, len(groups), at_once)]
-        return np.concatenate(parts).astype(np.float32)[: len(images)]
+        join = lambda arrays: np.concatenate(arrays).astype(np.float32)[: len(images)]
+        found = {name: join([part[name] for part in parts]) for name in parts[0]}
+        return found if len(found) > 1 else next(iter(found.values()))
 
     def _run(self, groups, picture):
-        """(n,B,H,W,C) or n pictures (n,H,W,C) -> (n * B, K)."""
+        """(n,B,H,W,C) or n pictures (n,H,W,C) -> name of an output -> (n * B, ...)."""
         if self._model is None:
             found = self._program({self.artifact.input.name: groups})
         else:
@@ -797,9 +986,10 @@ class Runner:
             found = {name: [result[name] for result in results] for name in results[0]}
         if "classify" in self._program.operations:
             probabilities = next(found[name] for name in found if isinstance(found[name][0], dict))
-            return np.array([[p[label] for label in self.artifact.class_names] for p in probabilities])
-        array = np.asarray(found[self.artifact.outputs[0]])
-        return array.reshape(-1, array.shape[-1])
+            found = np.array([[p[label] for label in self.artifact.class_names] for p in probabilities])
+            return {self.artifact.outputs[0]: found}
+        arrays = {name: np.asarray(found[name]) for name in self.artifact.outputs}
+        return {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
 
     def histogram(self):
         """Name of a MIL operation -> how often it is in the file, constants left out."""

@@ -234,7 +234,7 @@ class Program:
         Args:
             inputs: name -> array (N, *shape), where the shape is that of the file's input and has its own batch; for an
                 image input, pixels 0 to 255 (N,H,W,3) in the order red, green, blue, or (N,H,W,1).
-            trace: a dict that receives every intermediate value by name, or `None`.
+            trace: a dict that receives the inputs and every intermediate value by name, or `None`.
 
         Returns:
             Name -> array (N, *shape) of the output; for the outputs of a classifier, N labels and N dicts of
@@ -257,6 +257,8 @@ class Program:
             values[name] = array.astype(np.int32 if kind == "int32" else np.float32)
             if kind == "fp16":
                 values[name] = _round(values[name], 10)
+        if trace is not None:
+            trace |= values
         count = len(next(iter(values.values())))
         for i, (kind, arguments, outputs) in enumerate(self._steps):
             find = lambda v: values[v] if isinstance(v, _Name) else v
@@ -287,6 +289,22 @@ class Program:
             for name in self._free.get(i, ()):
                 values.pop(name, None)
         return {name: values[name] for name in self.outputs}
+
+    def ranges(self, batches):
+        """Name of an input or of an intermediate value -> (lowest, highest) number that it takes over all batches.
+
+        Args:
+            batches: an iterable of dicts as `__call__` takes them.
+        """
+        found = {}
+        for inputs in batches:
+            values = {}
+            self(inputs, trace=values)
+            for name, array in values.items():
+                if array.dtype == np.float32:
+                    low, high = found.get(name, (np.inf, -np.inf))
+                    found[name] = (min(low, float(array.min())), max(high, float(array.max())))
+        return found
 
 
 class _Name(str):
@@ -420,6 +438,12 @@ def linear(x, weight, bias=None):
 
 def matmul(x, y, transpose_x=False, transpose_y=False):
     return (np.swapaxes(x, -1, -2) if transpose_x else x) @ (np.swapaxes(y, -1, -2) if transpose_y else y)
+
+
+def einsum(values, equation):
+    x, y = values
+    *outer, result = equation.replace(" ", "").replace("->", ",").split(",")
+    return np.einsum(f"...{outer[0]},...{outer[1]}->...{result}", x, y, optimize=True)
 
 
 def scaled_dot_product_attention(query, key, value, attn_mask=None):
@@ -704,7 +728,7 @@ OPS = {
     "reduce_argmax": _position(np.argmax), "reduce_argmin": _position(np.argmin), "topk": topk,
     "layer_norm": layer_norm, "instance_norm": _batched(instance_norm), "batch_norm": _batched(batch_norm),
     # ---- matrix work and windows
-    "conv": _batched(conv), "linear": linear, "max_pool": _pool("max"), "avg_pool": _pool("avg"),
+    "conv": _batched(conv), "linear": linear, "einsum": einsum, "max_pool": _pool("max"), "avg_pool": _pool("avg"),
     "resize_bilinear": resize_bilinear, "upsample_bilinear": upsample_bilinear,
     "upsample_nearest_neighbor": upsample_nearest_neighbor, "depth_to_space": _batched(_depth_to_space),
     "space_to_depth": _batched(_space_to_depth), "pixel_shuffle": _batched(_pixel_shuffle),

@@ -21,6 +21,8 @@ class Recipe:
         description: one line for a table.
         needs_calibration: whether images are needed to find the ranges of activations.
         litert: entries for ai-edge-quantizer, in order; a later one wins.
+        wide_below_db: activations have 16 bits instead of 8 in a layer where 8 would leave its outputs less signal over
+            noise than this; `None`: nowhere.
     """
 
     name: str
@@ -28,6 +30,12 @@ class Recipe:
     description: str
     needs_calibration: bool = False
     litert: tuple[dict, ...] = ()
+    wide_below_db: float | None = None
+
+    @property
+    def is_integer(self):
+        """Whether a .tflite file of it holds integers."""
+        return any(e["op_config"]["weight_tensor_config"]["dtype"] == "INT" for e in self.litert)
 
 
 def _tensor(bits, symmetric=True, dtype="INT", granularity="CHANNELWISE"):
@@ -47,6 +55,7 @@ def _entries(operations, weight, activation=None, integer=True, algorithm="min_m
 
 DENSE, CONV, DEPTHWISE = "FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"
 ACTIVATION = _tensor(8, symmetric=False, granularity="TENSORWISE")
+WIDE = _tensor(16, granularity="TENSORWISE")
 # The head's activations are quantized as they come in every recipe: logits in 8 bits would make ties of close classes.
 LOGITS = _entries((DENSE,), _tensor(8), regex="^head/.*")
 
@@ -75,12 +84,34 @@ RECIPES = {
             litert=_entries((DENSE, CONV, DEPTHWISE), _tensor(8), ACTIVATION) + LOGITS,
         ),
         Recipe(
+            name="static_int8_int16",
+            formats=("litert",),
+            description="static_int8 with 16-bit activations where 8 lose much: for NPUs, since each such layer leaves "
+            "XNNPACK on the CPU",
+            needs_calibration=True,
+            litert=_entries((DENSE, CONV, DEPTHWISE), _tensor(8), ACTIVATION) + LOGITS,
+            wide_below_db=35.0,
+        ),
+        Recipe(
+            name="weight_int8",
+            formats=("litert",),
+            description="8-bit weights, computed in float: a quarter of the size, the speed of float32",
+            litert=_entries((DENSE, CONV, DEPTHWISE), _tensor(8), integer=False),
+        ),
+        Recipe(
             name="weight_int4",
             formats=("litert",),
             description="4-bit weights in dense layers, 8-bit ones in convolutions: the smallest file",
             litert=_entries((DENSE,), _tensor(4)) + _entries((CONV,), _tensor(8)),
         ),
         Recipe(name="int8", formats=("coreml",), description="8-bit weights, one scale for each output channel"),
+        Recipe(name="int4", formats=("coreml",), description="4-bit weights, one scale for each 32 inputs: iOS 18"),
+        Recipe(
+            name="int8_int8",
+            formats=("coreml",),
+            description="8-bit weights and activations in dense layers and convolutions: iOS 17",
+            needs_calibration=True,
+        ),
         Recipe(name="palette8", formats=("coreml",), description="256 weight values for each tensor, by k-means"),
         Recipe(name="palette6", formats=("coreml",), description="64 weight values for each tensor, by k-means"),
         Recipe(name="palette4", formats=("coreml",), description="16 weight values for each tensor, by k-means"),
@@ -88,13 +119,9 @@ RECIPES = {
 }
 
 
-def for_odd_dense(layers):
-    """Entries that give dense layers with an odd number of inputs 8 bits: XNNPACK packs 4-bit weights in pairs.
-
-    Args:
-        layers: names of their output tensors.
-    """
-    return tuple(entry for name in layers for entry in _entries((DENSE,), _tensor(8), regex=f"^{re.escape(name)};?$"))
+def exactly(output):
+    """The regular expression that finds the operator with this output tensor alone."""
+    return f"^{re.escape(output)};?$"
 
 
 def checked_recipe(name, format):

@@ -28,7 +28,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     epilog="Example: `keras-vits demo`, or `keras-vits train mobilevitv2_050 --data photos/`",
 )
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, soft_wrap=True)  # a path stays one line and is printed as it is
+RECIPES = (  # without the import of Keras that reading the table would take
+    "LiteRT: float16, dynamic_int8, static_int8, static_int8_int16, weight_int8, weight_int4. "
+    "Core ML: int8, int4, int8_int8, palette8, palette6, palette4."
+)
 NAMES = ("Family", "Published weights", "Licence")  # columns of text
 
 
@@ -151,7 +155,7 @@ def list_(
     if not table.rows:
         raise ValueError(f"No model fits {pattern!r}. See keras-vits list.")
     screen = console if console.is_terminal else Console(highlight=False, width=200)  # `| grep` wants whole lines
-    screen.print(table)
+    screen.print(table, soft_wrap=False)
 
 
 @app.command(
@@ -256,11 +260,10 @@ def export(
 )
 def quantize(
     file: Annotated[pathlib.Path, typer.Argument(help="A float .tflite or .mlpackage that keras-vits export wrote.")],
-    recipe: Annotated[
-        str, typer.Argument(help="float16, dynamic_int8, static_int8, weight_int4; int8, palette8, 6, 4.")
-    ],
+    recipe: Annotated[str, typer.Argument(help=RECIPES)],
     calibration: Annotated[
-        str | None, typer.Option(help="For static_int8: a folder of images, or 'digits'.", show_default=False)
+        str | None,
+        typer.Option(help="For recipes that find ranges: a folder of images, or 'digits'.", show_default=False),
     ] = None,
     backend: BackendOption = None,
 ):
@@ -268,11 +271,8 @@ def quantize(
     from keras_vits.edge import artifact, coreml, litert
 
     given = artifact.load(file)
-    if given.format == "coreml":
-        _written(coreml.quantize(given, recipe))
-    else:
-        images = _inputs(given, _pictures(given, calibration).train) if calibration == "digits" else calibration
-        _written(litert.quantize(given, recipe, images))
+    images = _inputs(given, _pictures(given, calibration).train) if calibration == "digits" else calibration
+    _written((coreml if given.format == "coreml" else litert).quantize(given, recipe, images))
 
 
 @app.command(epilog="Example: `keras-vits verify out/vit_static_int8.tflite --against out/vit.keras --data photos/`")
@@ -303,7 +303,7 @@ def benchmark(
     for file, speed in zip(files, found, strict=True):
         times = (f"{t:.2f}" for t in (speed.median_ms, speed.p90_ms, speed.p99_ms, speed.load_ms))
         table.add_row(file.name, *times, f"{speed.peak_memory_bytes / 1e6:.0f}", str(speed.runs))
-    console.print(table)
+    console.print(table, soft_wrap=False)
     console.print(f"{found[0].cpu}, {threads} threads, {found[0].runtime}")
 
 
@@ -362,7 +362,7 @@ def predict(
         table = _table(str(path), "Probability")
         for one in found:
             table.add_row(one.label, f"{one.probability:.1%}")
-        console.print(table)
+        console.print(table, soft_wrap=False)
 
 
 @app.command(
@@ -537,14 +537,14 @@ def _show(rows):
             "exact" if math.isinf(check.sqnr_db) else f"{check.sqnr_db:.1f}",
             f"{speed.median_ms:.2f}" if speed else "",
         )
-    console.print(table)
+    console.print(table, soft_wrap=False)
     for format in dict.fromkeys(row.artifact.format for row in rows):
         check = next(row.verification for row in rows if row.artifact.format == format)
         simplified = "{} operations simplified to {}, ".format(*check.operations) if check.operations else ""
         console.print(f"{format}: {simplified}on {check.images} pictures, {check.verified_by}")
     for row in rows:
         for offence in row.verification.gpu_offenders or ():
-            console.print(f"{row.artifact.path.name}: a phone's GPU refuses {offence}", style="yellow", markup=False)
+            console.print(f"{row.artifact.path.name}: a phone's GPU refuses {offence}", style="yellow")
 
 
 @contextlib.contextmanager

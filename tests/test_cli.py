@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -56,6 +57,17 @@ def test_help_is_quick_and_imports_no_keras():
 
 
 @pytest.mark.once
+def test_help_names_every_recipe():
+    from keras_vits import cli
+    from keras_vits.edge.recipes import RECIPES
+
+    litert, coreml = (re.findall(r"[\w]+", part.split(":")[1]) for part in cli.RECIPES.split(". "))
+    precision = ["float16"]  # of Core ML, which files are exported with
+    assert litert == [name for name, recipe in RECIPES.items() if "litert" in recipe.formats]
+    assert precision + coreml == [name for name, recipe in RECIPES.items() if "coreml" in recipe.formats]
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("verb", "list train export quantize verify benchmark report bundle predict demo".split())
 def test_every_verb_has_help_with_an_example(run, verb):
     code, out, err = run(verb, "--help")
@@ -80,7 +92,7 @@ def test_from_training_to_report(run, trained, tmp_path):
 
     code, out, _ = run("export", model, "--to", "litert", "--out", tmp_path)
     float32 = tmp_path / f"{MODEL}_float32.tflite"
-    assert code == 0 and float32.name in out.replace("\n", "") and float32.is_file()
+    assert code == 0 and f"{float32}  " in out and float32.is_file()
 
     code, _, _ = run("quantize", float32, "static_int8", "--calibration", "digits")
     int8 = tmp_path / f"{MODEL}_static_int8.tflite"

@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import math
+import sys
 
 import keras
 import numpy as np
 import pytest
 from families import FAMILIES, images
 
+import keras_vits
 from keras_vits.edge import artifact as artifacts
-from keras_vits.edge import coreml, mlprogram
+from keras_vits.edge import coreml, mlprogram, verify
 from keras_vits.edge.graph import OPS, Builder
 from keras_vits.edge.rewrite import rewrite
 from keras_vits.edge.trace import trace
@@ -171,13 +173,56 @@ CASES = {  # op -> functions (builder, x (2,6,4,5)) -> Value(s)
 }
 
 
+ones = lambda x, n: (n,) * (len(x.shape) - 1)  # an entry for every axis but one
+NARROW = {  # op -> functions (builder, x (12,4,5) or (48,5)) -> Value
+    **{op: [lambda g, x, op=op: g(op, x)] for op in ELEMENTWISE},
+    **{
+        op: [
+            lambda g, x, op=op: g(op, x, constant(g, 5)),
+            lambda g, x, op=op: g(op, x, constant(g, *x.shape)),
+            lambda g, x, op=op: g(op, g("mean", x, axes=(0,), keepdims=False), x),
+            lambda g, x, op=op: g(op, x, g("reshape", x, shape=(1,) * (4 - len(x.shape)) + x.shape)),
+        ]
+        for op in ("add", "sub", "mul", "maximum", "minimum")
+    },
+    "softmax": [lambda g, x: g("softmax", x, axis=0), lambda g, x: g("softmax", x, axis=len(x.shape) - 1)],
+    "layer_norm": [
+        lambda g, x: g("layer_norm", x, constant(g, 5), constant(g, 5, seed=6), axes=(len(x.shape) - 1,), epsilon=1e-3),
+        lambda g, x: g("layer_norm", x, constant(g, *x.shape), None, axes=(len(x.shape) - 1,), epsilon=1e-3),
+    ],
+    **{
+        op: [
+            lambda g, x, op=op: g(op, x, axes=(len(x.shape) - 1,), keepdims=False),
+            lambda g, x, op=op: g(op, x, axes=(0,), keepdims=False),
+            lambda g, x, op=op: g(op, x, axes=(1,), keepdims=True),
+        ]
+        for op in ("mean", "sum", "max", "min")
+    },
+    "argmax": [lambda g, x: g("argmax", x, axis=1)],
+    "reshape": [
+        lambda g, x: g("reshape", x, shape=(x.shape[0] // 2, 2, 240 // x.shape[0])),
+        lambda g, x: g("exp", g("reshape", x, shape=(240,))),
+    ],
+    "transpose": [lambda g, x: g("transpose", x, perm=tuple(range(len(x.shape)))[::-1])],
+    "concat": [lambda g, x: g("concat", x, constant(g, *x.shape[:-1], 2), axis=len(x.shape) - 1)],
+    "slice": [lambda g, x: g("slice", x, begin=(*ones(x, 1), 2), end=x.shape, strides=(*ones(x, 1), 2))],
+    "pad": [lambda g, x: g("pad", x, pads=(*ones(x, (0, 0)), (1, 2)), mode="constant", value=0.5)],
+    "tile": [lambda g, x: g("tile", x, reps=(*ones(x, 1), 3))],
+    "reverse": [lambda g, x: g("reverse", x, axes=(0, 1))],
+    "gather": [lambda g, x: g("gather", x, g.constant(np.int32([3, 0, 3])), axis=1)],
+    "matmul": [lambda g, x: g("matmul", x, x, transpose_b=True), lambda g, x: g("matmul", x, constant(g, 5, 3))],
+    "dense": [lambda g, x: g("dense", x, constant(g, 7, 5), constant(g, 7))],
+}
+
+
 def test_every_operation_has_a_case():
-    assert set(CASES) == set(OPS) == set(coreml.WRITERS)
+    assert set(CASES) == set(OPS) == set(coreml.WRITERS) - {"attention"}
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("layout", coreml.LAYOUTS)
 @pytest.mark.parametrize("op", CASES)
-def test_operation_equals_graph(op, tmp_path):
+def test_operation_equals_graph(op, layout, tmp_path):
     """All cases of an operation in one file; x in the Graph's order of axes, channels first, and in another order."""
     build = Builder("ops")
     for i, order in enumerate([(0, 1, 2, 3), (0, 3, 1, 2), (3, 1, 0, 2)]):
@@ -186,8 +231,12 @@ def test_operation_equals_graph(op, tmp_path):
         for case in CASES[op]:
             results = case(build, x)
             build.graph.outputs += results if isinstance(results, tuple) else [results]
+    if layout == "ane":  # and on three axes and two, of which it makes four
+        for shape in ((12, 4, 5), (48, 5)):
+            x = build("reshape", build.graph.inputs[0], shape=shape)
+            build.graph.outputs += [case(build, x) for case in NARROW.get(op, ())]
     arrays = [random(*v.shape, seed=i) for i, v in enumerate(build.graph.inputs)]
-    assert difference(build.graph, tmp_path, *arrays) <= 1e-5
+    assert difference(build.graph, tmp_path, *arrays, layout=layout) <= 1e-5
 
 
 def test_an_operation_that_core_ml_lacks_is_named():
@@ -239,6 +288,7 @@ def test_model_equals_file(family, precision, tmp_path):
     runner = coreml.load(artifact)
     found = runner.predict(x)
     assert found.dtype == np.float32 and found.shape == expected.shape
+    assert max(len(shape) for _, _, outputs in runner._program._steps for _, shape, _ in outputs) <= 5
     scale, steps = np.abs(expected).max(), sum(runner.histogram().values())
     error = np.abs(found - expected).max()
     if precision == "float32":
@@ -287,14 +337,159 @@ def test_vit_uses_fused_operations(tmp_path):
     assert not {"reduce_mean", "rsqrt", "erf", "exp", "gather", "split", "real_div"} & set(found)
 
 
+def close(found, expected, tolerance=1e-4):
+    return found.shape == expected.shape and np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def rounding(runner):
+    """What a float16 file may be off by, as a part of the outputs' scale: a rounding of 2^-11 in each operation."""
+    return sum(runner.histogram().values()) * 2**-11
+
+
+def system(artifact):
+    """The oldest system that runs a file."""
+    version = mlprogram.Program(artifact.path).spec.specificationVersion
+    return next(t.name for t in mlprogram.coremltools().target if t.value == version and t.name.startswith("iOS"))
+
+
 @pytest.mark.once
-@pytest.mark.parametrize("target", ["iOS15", "iOS18"])
+@pytest.mark.parametrize("target", [None, "iOS16", "iOS17", "iOS18"])
 def test_targets(target, tmp_path):
+    """From iOS 18 attention is one operation; what it divides by is in the weights of the queries."""
     model = create("vit")
     x = images(model, 2)
     artifact = coreml.export(model, tmp_path, precision="float32", target=target)
-    expected = logits(model, x)
-    assert np.abs(coreml.load(artifact).predict(x) - expected).max() <= 1e-4 * np.abs(expected).max()
+    runner = coreml.load(artifact)
+    assert close(runner.predict(x), logits(model, x))
+    assert system(artifact) == (target or "iOS15")
+    found = runner.histogram()
+    if target == "iOS18":
+        assert found["scaled_dot_product_attention"] == 2 and not {"matmul", "softmax", "mul"} & set(found)
+    else:
+        assert found["softmax"] == 2 and found["matmul"] == 4
+
+
+def attention(build, q, k, v, bias=None, scale=None, after=lambda y: y):
+    """softmax(scale q k + bias) v, as other models write it too."""
+    scores = build("matmul", q, k)
+    scores = scores if scale is None else build("mul", scores, build.constant(scale))
+    scores = scores if bias is None else build("add", scores, build.constant(bias))
+    return build("matmul", after(build("softmax", scores, axis=len(scores.shape) - 1)), v)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("options", [dict(target="iOS18"), dict(layout="ane")], ids=["iOS18", "ane"])
+def test_attention_is_found(options, tmp_path):
+    """With a bias, a scale, several images, and on three axes; what only looks like it (the last two) stays."""
+    build = Builder()
+
+    def q_k_v(*outer):
+        shapes = ((*outer, 5, 4), (*outer, 4, 7), (*outer, 7, 6))
+        return [build.input(name, shape) for name, shape in zip("qkv", shapes, strict=True)]
+
+    build.graph.outputs = [
+        build("transpose", attention(build, *q_k_v(2, 3)), perm=(0, 2, 1, 3)),
+        attention(build, *q_k_v(2, 3), bias=random(3, 5, 7), scale=0.2),
+        attention(build, *q_k_v(2, 3), bias=random(2, 1, 5, 7)),
+        attention(build, *q_k_v(6), scale=2.0),
+        attention(build, *q_k_v(6), bias=random(6, 5, 7)),
+        attention(build, *q_k_v(6), bias=random(5, 1)),
+        attention(build, *q_k_v(2, 3), scale=0.3, after=lambda y: build("relu", y)),
+    ]
+    graph = rewrite(build.graph)
+    arrays = [random(*x.shape, seed=i) for i, x in enumerate(graph.inputs)]
+    assert difference(graph, tmp_path, *arrays, **options) <= 1e-5
+    found = program(graph, tmp_path / "again", **options).operations
+    if options.get("target"):
+        assert found["scaled_dot_product_attention"] == 5 and found["matmul"] == 4
+    else:
+        assert found["einsum"] == 2 * (3 * 3 + 2) + 4 and "matmul" not in found
+    assert "attention" not in graph.histogram()  # the given Graph is not changed
+
+
+def test_fused_attention(family, tmp_path):
+    model, x, expected = family
+    runner = coreml.load(coreml.export(model, tmp_path, precision="float32", target="iOS18"))
+    assert close(runner.predict(x), expected)
+    found = runner.histogram()  # what is left beside it is not softmax(q k') v
+    assert "softmax" not in found or "scaled_dot_product_attention" not in found
+
+
+def test_neural_engine_layout(family, tmp_path):
+    """Every tensor has four axes, every dense layer is a convolution, and the answers are the same."""
+    model, x, expected = family
+    runner = coreml.load(coreml.export(model, tmp_path, precision="float32", layout="ane"))
+    assert close(runner.predict(x), expected)
+    assert not {"linear", "matmul"} & set(runner.histogram())
+    kinds = "conv einsum layer_norm gelu silu relu softmax add mul concat".split()
+    shapes = [shape for kind, _, outputs in runner._program._steps if kind in kinds for _, shape, _ in outputs]
+    assert {len(shape) for shape in shapes} == {4}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["vit", "mobilevit", "mobilevit_v2", "mobilevit_v3"])
+def test_neural_engine_layout_in_float16(name, tmp_path):
+    model = create(name)
+    x = images(model, 2)
+    runner = coreml.load(coreml.export(model, tmp_path, layout="ane"))
+    assert close(runner.predict(x), logits(model, x), rounding(runner))
+
+
+@pytest.mark.once
+def test_transposes_of_a_full_size_mobilevit(tmp_path):
+    """Written node by node, every convolution and fold would stand between two transposes. Left are one for the image,
+    two around each of three folds, and four in each of nine attentions (heads of q, k, v and back); for the Neural
+    Engine one for the image and one for the keys of each attention."""
+    graph = rewrite(trace(keras_vits.create("mobilevit_xxs")))
+    nodes = graph.histogram()
+    channels_first = ("conv2d", "depthwise_conv2d", "space_to_depth", "depth_to_space")
+    assert nodes["transpose"] + 2 * sum(nodes[op] for op in channels_first) > 110
+    after = lambda layout: program(graph, tmp_path / layout, layout=layout).operations["transpose"]
+    assert after("default") <= 1 + 2 * 3 + 4 * 9
+    assert after("ane") <= 1 + 9
+
+
+@pytest.mark.once
+def test_metadata(tmp_path):
+    about = dict(author="A. Nother", license="Apache-2.0", version="1.2", description="Tells leaves apart.")
+    model = create("vit", width=64, mlp_hidden=128)
+    artifact = coreml.export(model, tmp_path, compute_units="cpu_and_ne", **about)
+    small = coreml.quantize(artifact, "int8")
+    for file in (artifact, small):
+        runner = coreml.load(file)
+        found = runner._program.spec.description.metadata
+        assert (found.author, found.license, found.versionString, found.shortDescription) == tuple(about.values())
+        assert runner.compute_units == "cpu_and_ne" and coreml.load(file, "cpu_only").compute_units == "cpu_only"
+    with pytest.raises(ValueError, match=r"compute_units must be one of all, cpu_only.*'gpu'"):
+        coreml.load(artifact, "gpu")
+
+
+@pytest.mark.parametrize("layout", coreml.LAYOUTS)
+def test_several_outputs(layout, tmp_path):
+    """Three images by a file for two: tokens of three axes and a pooled vector, named as in the Keras model."""
+    model = create("vit").features([0, 1, "norm", "pool"])
+    x = images(model, 3)
+    artifact = coreml.export(model, tmp_path, precision="float32", batch=2, layout=layout)
+    found = coreml.load(artifact).predict(x)
+    assert len(found) == 4 and tuple(found) == artifact.outputs == tuple(model.output_names)
+    for y, expected in zip(found.values(), trace(model, 3)(x), strict=True):
+        assert close(y, expected)
+    with pytest.raises(ValueError, match=r"softmax.*one output.*4"):
+        coreml.export(model, tmp_path, head="softmax")
+
+
+@pytest.mark.once
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML runs on macOS only")
+@pytest.mark.parametrize("compute_units", coreml.COMPUTE_UNITS)
+@pytest.mark.parametrize("options", [{}, dict(target="iOS18"), dict(layout="ane")], ids=["default", "iOS18", "ane"])
+@pytest.mark.parametrize("name", ["vit", "mobilevit"])
+def test_core_ml_equals_model(name, options, compute_units, tmp_path):
+    """What Core ML itself makes of a file on each compute unit, within the rounding of float16 on the way."""
+    model = create(name)
+    x = images(model, 3)
+    runner = coreml.load(coreml.export(model, tmp_path, compute_units=compute_units, **options))
+    assert runner.verified_by == "Core ML on macOS"
+    assert close(runner.predict(x), logits(model, x), rounding(runner))
 
 
 def test_the_same_model_gives_the_same_program(tmp_path):
@@ -312,6 +507,8 @@ def test_errors(tmp_path):
     for options, message in [
         (dict(precision="float8"), "float16, float32.*float8"),
         (dict(target="android"), "iOS16.*android"),
+        (dict(layout="nchw"), "default, ane.*nchw"),
+        (dict(compute_units="gpu"), "cpu_and_gpu.*'gpu'"),
         (dict(head="top_k"), "softmax.*top_k"),
         (dict(batch=2, image_input=True), "one picture.*batch 2"),
     ]:
@@ -425,7 +622,7 @@ def test_quantize(wide, recipe, bits, weight_db, tmp_path):
     full = coreml.export(model, tmp_path)
     artifact = coreml.quantize(full, recipe)
     assert artifact.path == tmp_path / f"{model.name}_{recipe}.mlpackage" and full.path.is_dir()
-    assert plain(artifacts.load(artifact.path)) == plain(artifact)
+    assert plain(artifacts.load(artifact.path)) == plain(artifact) and system(artifact) == "iOS16"
     same = lambda a: dataclasses.replace(a, path=None, recipe="", sha256="", size_bytes=0)
     assert same(artifact) == same(full)
     weights = lambda a: (a.path / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size
@@ -440,12 +637,85 @@ def test_quantize(wide, recipe, bits, weight_db, tmp_path):
         assert 10 * np.log10(np.square(expected).sum() / np.square(noise).sum()) > 30
 
 
+def db(signal, noise):
+    return 10 * np.log10(np.square(signal).sum() / np.square(noise).sum())
+
+
+@pytest.mark.once
+def test_int4(wide, tmp_path):
+    """Blocks of 32 where they fit. The largest of 32 normal numbers lies at 2.3 standard deviations or so, half of
+    them beyond; 15 steps up to 2.2 give 10 log10(12 (7 / 2.2)^2) = 20.8 dB, up to 2.7 19 dB."""
+    model, x, expected = wide
+    full = coreml.export(model, tmp_path)
+    artifact = coreml.quantize(full, "int4")
+    assert system(full) == "iOS15" and system(artifact) == "iOS18"
+    before, after = large_weights(coreml.load(full)), large_weights(coreml.load(artifact))
+    stem, *dense = [db(w, w - q) for w, q in zip(before, after, strict=True)]
+    assert stem > 38  # 3 channels are no block of 32: it has 8 bits
+    assert len(dense) == 6 and all(19 < found < 21 for found in dense)
+    assert verify(artifact, expected, x).sqnr_db > 10  # 19 dB of each of seven layers in a row
+    weights = lambda a: (a.path / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size
+    assert weights(artifact) < 0.45 * weights(full)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name, layout", [("vit", "default"), ("vit", "ane"), ("mobilevit", "default")])
+def test_int8_int8(name, layout, wide, tmp_path):
+    """Every dense layer and convolution reads 8 bits and has weights of 8 bits."""
+    model = wide[0] if name == "vit" else create(name)
+    x = images(model, 24)
+    full = coreml.export(model, tmp_path, layout=layout)
+    artifact = coreml.quantize(full, "int8_int8", x)
+    assert system(artifact) == "iOS17" and artifact.recipe == "int8_int8"
+    runner = coreml.load(artifact)
+    steps = runner._program._steps
+    made = {name: kind for kind, _, outputs in steps for name, *_ in outputs}
+    kernels = [arguments for kind, arguments, _ in steps if kind in ("linear", "conv")]
+    assert all(made[arguments["x"]] == "dequantize" for arguments in kernels)
+    assert all(len(np.unique(row)) <= 255 for arguments in kernels for row in arguments["weight"])
+    assert runner.histogram()["constexpr_affine_dequantize"] == len(kernels)
+    assert verify(artifact, logits(model, x[:8]), x[:8]).sqnr_db > {"vit": 25, "mobilevit": 12}[name]
+
+
+@pytest.mark.once
+def test_ranges_are_those_of_all_calibration_images(wide, tmp_path):
+    """A narrow last batch narrows nothing (apple/coremltools#2704): the order of the images does not matter."""
+    model, x, _ = wide
+    full = coreml.export(model, tmp_path)
+    calibration = np.concatenate([x, x[:1] / 100])
+    scales = []
+    for order in (1, -1):
+        steps = coreml.load(coreml.quantize(full, "int8_int8", calibration[::order]))._program._steps
+        scales.append([float(arguments["scale"]) for kind, arguments, _ in steps if kind == "quantize"])
+    assert scales[0] == scales[1]
+    assert scales[0][0] == pytest.approx(np.abs(x).max() / 127, rel=2e-3)  # of the image itself, in float16
+    ranges = mlprogram.Program(full.path).ranges({"image": image[None, None]} for image in calibration)
+    assert ranges["image"] == (x.min(), x.max())
+
+
+@pytest.mark.once
+def test_calibration_of_a_classifier_of_pictures(tmp_path):
+    """Pixels calibrate a file that takes pixels, and labels do not disturb (apple/coremltools#2253)."""
+    model = create("vit", width=64, mlp_hidden=128, class_names=list("abcde"))
+    pixels = np.random.default_rng(0).integers(0, 256, (9, *model.input_shape[1:]), np.uint8)
+    full = coreml.export(model, tmp_path, image_input=True)
+    small = coreml.quantize(full, "int8_int8", pixels)
+    assert small.head == "softmax" and small.class_names == tuple("abcde")
+    np.testing.assert_allclose(coreml.load(small).predict(pixels), coreml.load(full).predict(pixels), atol=0.05)
+
+
 def test_quantize_errors(wide, tmp_path):
     full = coreml.export(wide[0], tmp_path)
     with pytest.raises(ValueError, match=r"int3.*palette8"):
         coreml.quantize(full, "int3")
     with pytest.raises(ValueError, match="precision"):
         coreml.quantize(full, "float16")
+    with pytest.raises(ValueError, match="needs calibration"):
+        coreml.quantize(full, "int8_int8")
+    with pytest.raises(ValueError, match=r"\(N, 32, 32, 3\).*\(2, 8, 8, 3\)"):
+        coreml.quantize(full, "int8_int8", np.zeros((2, 8, 8, 3)))
+    with pytest.raises(ValueError, match=r"float16 file.*float32"):
+        coreml.quantize(coreml.export(wide[0], tmp_path, precision="float32"), "int8_int8", wide[1])
     with pytest.raises(ValueError, match=r"coreml\.export"):
         coreml.quantize(coreml.quantize(full, "int8"), "int8")
     weights = full.path / "Data/com.apple.CoreML/weights/weight.bin"

@@ -128,6 +128,11 @@ INFERRED = {
     },
     "reduce_keep": (lambda x: mb.reduce_mean(x=x, axes=[1], keep_dims=True), X),
     "matmul": (lambda x: mb.matmul(x=x, y=random(2, 4, 5, seed=3)), X),
+    "einsum": (lambda x: mb.einsum(values=(x, random(4, 3, 5, seed=3)), equation="chw,whr->chr"), X),
+    "einsum_four": (
+        lambda x: mb.einsum(values=(x, random(1, 4, 3, 5, seed=3)), equation="nchw,nwhu->nchu"),
+        random(2, 2, 3, 4),
+    ),
     "matmul_transposed": (lambda x: mb.matmul(x=x, y=random(3, 5, seed=3), transpose_x=True), X),
     **{
         name: (lambda x, name=name: getattr(mb, name)(x=x, y=np.round(random(3, 1, seed=3))), np.round(X))
