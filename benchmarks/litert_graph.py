@@ -26,6 +26,18 @@ CHOICES = {  # name -> (what is different, what was predicted)
         "LayerNorm's gains and offsets as operations of their own",
         "slower: two more passes over the tokens",
     ),
+    "whole_last_block": (
+        "every token in the last block, though the head reads one",
+        "slower where there is a class token, by most of one block of twelve",
+    ),
+    "dense_as_conv": (
+        "dense layers as convolutions 1 x 1 of a map (1,1,N,D)",
+        "the same: both end in one matrix product, and the reshapes move nothing",
+    ),
+    "transposed_keys": (
+        "keys transposed before their product with the queries",
+        "slower: a pass over the keys, which the product can read either way",
+    ),
     "keras_export": (
         "Keras' own model.export(format='litert'), static batch",
         "slower: both of the above, and six operations more in every LayerNorm",
@@ -47,26 +59,54 @@ def measure(folder):
 
     import keras_vits
     from keras_vits import edge
+    from keras_vits.edge.graph import constant
     from keras_vits.edge.report import host_environment
-    from keras_vits.edge.rewrite import RULES, fold_norm, split_dense
+    from keras_vits.edge.rewrite import RULES, fold_norm, slice_early, split_dense
 
     @contextlib.contextmanager
-    def without(rule):
-        before = dict(RULES)
-        RULES.update({op: tuple(r for r in rules if r is not rule) for op, rules in RULES.items()})
+    def rules(**changed):
+        before = {op: RULES.get(op, ()) for op in changed}
+        RULES.update(changed)
         yield
         RULES.update(before)
+
+    def without(rule):
+        return rules(**{op: tuple(r for r in some if r is not rule) for op, some in RULES.items()})
+
+    def dense_as_conv(sweep, node):
+        """A rule: dense(tokens) -> conv2d 1 x 1, after every other rule of dense layers."""
+        x, weight, bias = node.inputs
+        if len(x.shape) == 3 and weight.data is not None:
+            kernel = constant(weight.data.T[None, None], weight.name)
+            still = dict(strides=(1, 1), pads=((0, 0), (0, 0)), dilation=(1, 1), groups=1)
+            y = sweep.new("conv2d", sweep.new("reshape", x, shape=(x.shape[0], 1, *x.shape[1:])), kernel, bias, **still)
+            return sweep.new("reshape", y, shape=node.output.shape, name=node.output.name)
+
+    def transposed_keys(sweep, node):
+        """A rule: matmul(q, k') -> matmul(q, transpose(k))."""
+        a, b = node.inputs
+        if node.attrs.get("transpose_b"):
+            rank = len(b.shape)
+            b = sweep.new("transpose", b, perm=(*range(rank - 2), rank - 1, rank - 2))
+            return sweep.new("matmul", a, b, name=node.output.name, **{**node.attrs, "transpose_b": False})
 
     found = []
     for name in MODELS:
         keras.utils.set_random_seed(0)
         model = keras_vits.create(name)
-        x = np.random.default_rng(0).uniform(0, 1, (10, *model.input_shape[1:])).astype("float32")
+        pixels = np.random.default_rng(0).integers(0, 256, (10, *model.input_shape[1:]), dtype=np.uint8)
+        x = model.preprocessing.normalize(pixels)
         files = {"ours": edge.litert.export(model, folder)}
         with without(split_dense):
             files["merged_qkv"] = edge.litert.export(model, folder, name=f"{name}_merged")
         with without(fold_norm):
             files["affine_norm"] = edge.litert.export(model, folder, name=f"{name}_affine")
+        with without(slice_early):
+            files["whole_last_block"] = edge.litert.export(model, folder, name=f"{name}_whole")
+        with rules(dense=(*RULES["dense"], dense_as_conv)):
+            files["dense_as_conv"] = edge.litert.export(model, folder, name=f"{name}_conv")
+        with rules(matmul=(transposed_keys,)):
+            files["transposed_keys"] = edge.litert.export(model, folder, name=f"{name}_keys")
         if keras.backend.backend() == "tensorflow":
             path = pathlib.Path(folder) / f"{name}_keras.tflite"
             spec = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")

@@ -4,15 +4,23 @@ from . import artifact, coreml, keras_file, litert
 from .artifact import Artifact
 from .benchmark import Latency, benchmark, ratio
 from .bundle import Bundle, bundle
+from .calibration import CalibrationWarning
+from .quantize_to import Choice, Trial, quantize_to
 from .report import Row, report
+from .sensitivity import LayerNoise, Sensitivity, sensitivity
 from .trace import trace
 from .verify import Verification, verify
 
 __all__ = [
     "Artifact",
     "Bundle",
+    "CalibrationWarning",
+    "Choice",
     "Latency",
+    "LayerNoise",
     "Row",
+    "Sensitivity",
+    "Trial",
     "Verification",
     "artifact",
     "benchmark",
@@ -20,8 +28,10 @@ __all__ = [
     "coreml",
     "keras_file",
     "litert",
+    "quantize_to",
     "ratio",
     "report",
+    "sensitivity",
     "trace",
     "verify",
 ]

@@ -129,6 +129,31 @@ def size(path):
 
 
 @contextlib.contextmanager
+def alone(folder):
+    """Holds a folder against other writers, processes and threads: a file and its .json are written as one.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as e:
+        raise ValueError(f"Cannot write to {folder}: {e.strerror or e}. Choose another folder.") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def writing(path):
     """Yields a temporary path in the same folder; it takes the name `path` only when the block ends without an error.
 
@@ -146,7 +171,7 @@ def writing(path):
         try:
             yield temporary
             if path.is_dir():
-                shutil.rmtree(path)
+                os.rename(path, folder / "replaced")
             os.replace(temporary, path)
         except OSError as e:
             raise ValueError(f"Could not write {path}: {e.strerror or e}. Nothing was left behind.") from e

@@ -1,12 +1,20 @@
 """Calibration images from an array, a data set or a folder, checked before they touch a quantizer."""
 
 import pathlib
+import warnings
 
 import numpy as np
 
 from keras_vits.preprocess import Preprocessing
 
 from .progress import progress
+
+MANY = 16  # images, from which on their colours mean something
+BLUISH = 0.03  # of the 0 to 1 scale: photographs are on average 0.08 redder than blue
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration images that do not look like what the model takes: their range or colour order is another."""
 
 
 def batches(calibration, artifact, description):
@@ -21,6 +29,9 @@ def batches(calibration, artifact, description):
 
     Raises:
         ValueError: there are no images, their shape is another, or they hold NaN or infinity.
+
+    Warns:
+        CalibrationWarning: after the last one, if their statistics do not match the model's normalisation.
     """
     shape = artifact.input.shape
     count = None
@@ -29,18 +40,49 @@ def batches(calibration, artifact, description):
     elif hasattr(calibration, "shape"):
         count = -(-len(calibration) // shape[0])
         calibration = [calibration]
-    images = 0
+    seen = []  # (smallest, largest, mean of every channel) of each image
     for x in progress(_regroup(calibration, shape, artifact.input.dtype), description, count):
-        images += len(x)
+        seen += [(image.min(), image.max(), image.mean((0, 1))) for image in x]
         yield x
-    if not images:
+    if not seen:
         raise ValueError("The calibration set is empty: pass some tens of real images.")
+    if artifact.preprocessing and (doubt := _doubt(seen, artifact)):
+        warnings.warn(f"{doubt} Quantized on such images, the file will not fit real ones.", CalibrationWarning, 2)
+
+
+def _doubt(seen, artifact):
+    """What is odd about the images, in a sentence, or `None`."""
+    low, high = float(min(s[0] for s in seen)), float(max(s[1] for s in seen))
+    found = f"The calibration images lie between {low:.3g} and {high:.3g}"
+    means = np.stack([s[2] for s in seen])
+    if artifact.input.dtype != "float32":
+        means = means / 255
+        if high <= 1:
+            return f"{found}, but this file takes pixels, 0 to 255: do not divide them."
+    else:
+        mean, std = (np.resize(artifact.preprocessing[k], artifact.input.shape[3]) for k in ("mean", "std"))
+        bounds = np.array([-mean / std, (1 - mean) / std])
+        first, last = float(bounds.min()), float(bounds.max())
+        slack = 0.05 * (last - first)
+        if low < first - slack or high > last + slack:
+            return f"{found}, outside of this model's {first:.3g} to {last:.3g}: pass pixels through its preprocessing."
+        if low >= 0 and high <= 1 and first < -4 * slack:
+            return f"{found}, but this model takes {first:.3g} to {last:.3g}: normalise them with its preprocessing."
+        means = means * std + mean
+    order = artifact.preprocessing["channel_order"] if artifact.input.dtype == "float32" else "rgb"
+    if means.shape[1] == 3 and len(means) >= MANY:
+        blue_over_red = means @ ([-1, 0, 1] if order == "rgb" else [1, 0, -1])
+        if np.mean(blue_over_red > 0) > 0.75 and blue_over_red.mean() > BLUISH:
+            return (
+                f"The calibration images are bluer than photographs are, and this model takes {order.upper()}: "
+                "their colours may be in the other order."
+            )
 
 
 def _regroup(source, shape, dtype):
     """Checked images in batches of the file's size; the last images are repeated to fill one."""
     held = []
-    for item in _items(source):
+    for item in items(source):
         item = np.asarray(item[0] if isinstance(item, (tuple, list)) else item)
         if item.ndim != 4 or item.shape[1:] != tuple(shape[1:]):
             raise ValueError(
@@ -57,7 +99,8 @@ def _regroup(source, shape, dtype):
         yield np.stack([*held, *[held[-1]] * (shape[0] - len(held))]).astype(dtype)
 
 
-def _items(source):
+def items(source):
+    """The batches of a data set."""
     if hasattr(source, "__getitem__") and hasattr(source, "num_batches"):  # a PyDataset is a sequence without an end
         return (source[i] for i in range(source.num_batches))
     return source

@@ -32,19 +32,20 @@ def export(model, folder, *, name=None):
     path = pathlib.Path(folder) / f"{name}.keras"
     bare = type(model).from_config(model.get_config())
     bare.set_weights(model.get_weights())
-    with writing(path) as temporary:
-        bare.save(temporary)
-    return artifacts.make(
-        path,
-        format="keras",
-        recipe="float32",
-        model=name,
-        input=InputSpec(name="image", shape=(1, *model.input_shape[1:])),
-        outputs=("logits",),
-        class_names=tuple(model.class_names or ()),
-        preprocessing=dataclasses.asdict(model.preprocessing),
-        tools={"keras_vits": __version__, "keras": keras.__version__, "backend": keras.backend.backend()},
-    )
+    with artifacts.alone(path.parent):
+        with writing(path) as temporary:
+            bare.save(temporary)
+        return artifacts.make(
+            path,
+            format="keras",
+            recipe="float32",
+            model=name,
+            input=InputSpec(name="image", shape=(1, *model.input_shape[1:])),
+            outputs=("logits",),
+            class_names=tuple(model.class_names or ()),
+            preprocessing=dataclasses.asdict(model.preprocessing),
+            tools={"keras_vits": __version__, "keras": keras.__version__, "backend": keras.backend.backend()},
+        )
 
 
 def read(path):

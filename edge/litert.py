@@ -5,11 +5,9 @@ The file has a static batch, a signature with named inputs and outputs, fused ac
 XNNPACK partition holds. Neither TensorFlow nor PyTorch is needed.
 """
 
-import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
-import io
 import math
 import pathlib
 import warnings
@@ -24,7 +22,8 @@ from .artifact import InputSpec
 from .calibration import batches
 from .graph import histogram, same_padding
 from .litert_metadata import add_labels, metadata
-from .recipes import checked_recipe, for_odd_dense
+from .litert_quantization import Preparation
+from .recipes import checked_recipe
 from .rewrite import rewrite, with_head, with_pixels
 from .trace import trace
 
@@ -32,29 +31,56 @@ OUTPUTS = {"logits": ("logits",), "softmax": ("probabilities",), "top_k": ("scor
 EXTRA = 'pip install "keras-vits[litert]"'
 
 
-def export(model, folder, *, batch=1, uint8_input=False, head="logits", top_k=5, name=None):
+def export(
+    model,
+    folder,
+    *,
+    batch=1,
+    image_size=None,
+    uint8_input=False,
+    head="logits",
+    top_k=5,
+    features=(),
+    signatures=None,
+    author="",
+    license="",
+    version="",
+    name=None,
+):
     """Writes a model as a float32 .tflite file.
 
     Args:
         model: a `VisionModel`, or any functional `keras.Model` of one image input.
         folder: where `<name>_float32.tflite` and its .json go; made if it is missing.
         batch: B, static.
+        image_size: pixels, or (height, width), of the file's images, if not the model's own; see `VisionModel.resized`.
         uint8_input: the file takes camera pixels (B,H,W,C) 0 to 255, RGB; the model's preprocessing is in the graph.
         head: `"logits"`, `"softmax"` (probabilities) or `"top_k"` (probabilities and class numbers, descending).
         top_k: how many classes `"top_k"` returns.
+        features: layers whose outputs the file gives, too, by name (or number of the block) as `model.features` takes
+            them.
+        signatures: name -> outputs of a call by this name, e.g. `{"classify": ["logits"], "embed": ["pool"]}`: the
+            outputs of the head and names of `features`. By default one, `"serving_default"`, with all outputs.
+        author, license, version: texts for the file's metadata, beside name, labels and normalisation.
         name: of the file and the artifact; the model's name by default.
 
     Returns:
         An `Artifact`. Class names, when the model has them, lie in the file's metadata as `labels.txt`.
 
     Raises:
-        ValueError: an operation without a translation (named with its layer), an unknown head, or a folder that
-            cannot be written. Nothing is half-written.
+        ValueError: an operation without a translation (named with its layer), an unknown head, layer or output, an
+            image size that the weights do not fit, or a folder that cannot be written. Nothing is half-written.
     """
     _schema()
+    name = name or model.name
+    if image_size is not None:
+        if not hasattr(model, "resized"):
+            raise ValueError(f"image_size needs a VisionModel; received {type(model).__name__}: build it at that size.")
+        model = model.resized(image_size)
     preprocessing = getattr(model, "preprocessing", None)
     class_names = tuple(getattr(model, "class_names", None) or ())
-    graph = trace(model, batch)
+    taps = {layer: model.get_layer(layer).output for layer in _layer_names(model, features)}
+    graph = trace(keras.Model(model.inputs, [model.output, *taps.values()], name=name) if taps else model, batch)
     traced = len(graph.nodes)
     if uint8_input:
         if preprocessing is None:
@@ -63,54 +89,65 @@ def export(model, folder, *, batch=1, uint8_input=False, head="logits", top_k=5,
             )
         graph = with_pixels(graph, preprocessing)
     graph = rewrite(with_head(graph, head, top_k))
-    name = name or model.name
-    outputs = (
-        OUTPUTS[head]
-        if len(graph.outputs) == len(OUTPUTS[head])
-        else tuple(f"output_{i}" for i in range(len(graph.outputs)))
-    )
+    outputs = (*OUTPUTS[head], *taps)
+    if len(graph.outputs) != len(outputs):  # a model of several outputs
+        outputs = tuple(f"output_{i}" for i in range(len(graph.outputs)))
     image = graph.inputs[0]
     spec = InputSpec(name=image.name, shape=image.shape, dtype=image.dtype)
-    content = write(graph, outputs, metadata(name, spec, preprocessing, outputs, class_names))
+    about = metadata(name, spec, preprocessing, outputs, class_names, author, license, version)
+    content = write(graph, outputs, about, signatures)
     path = pathlib.Path(folder) / f"{name}_float32.tflite"
-    runtime = _save(path, content, class_names)
-    tools = {
-        "keras_vits": __version__,
-        "keras": keras.__version__,
-        "backend": keras.backend.backend(),
-        "litert_runtime": runtime,
-    }
-    return artifacts.make(
-        path,
-        format="litert",
-        recipe="float32",
-        model=name,
-        input=spec,
-        outputs=outputs,
-        class_names=class_names,
-        preprocessing=dataclasses.asdict(preprocessing) if preprocessing else {},
-        head=head,
-        tools=tools,
-        operations=(traced, len(graph.nodes)),
-    )
+    with artifacts.alone(path.parent):
+        runtime = _save(path, content, class_names)
+        tools = {
+            "keras_vits": __version__,
+            "keras": keras.__version__,
+            "backend": keras.backend.backend(),
+            "litert_runtime": runtime,
+        }
+        return artifacts.make(
+            path,
+            format="litert",
+            recipe="float32",
+            model=name,
+            input=spec,
+            outputs=outputs,
+            class_names=class_names,
+            preprocessing=dataclasses.asdict(preprocessing) if preprocessing else {},
+            head=head,
+            tools=tools,
+            operations=(traced, len(graph.nodes)),
+        )
 
 
-def quantize(artifact, recipe, calibration=None, folder=None):
+def _layer_names(model, features):
+    """Names of the layers that `features` means, each once."""
+    if features and not hasattr(model, "features"):
+        known = {layer.name for layer in model.layers}
+        if unknown := [str(name) for name in features if name not in known]:
+            raise ValueError(f"{model.name} has no layer {', '.join(unknown)}; it has: {', '.join(sorted(known))}.")
+        return dict.fromkeys(features)
+    return dict.fromkeys(model._name(key) for key in features)
+
+
+def quantize(artifact, recipe, calibration=None, folder=None, *, float_layers=()):
     """Quantizes a float32 .tflite file.
 
     Args:
         artifact: what `export` returned.
-        recipe: `"float16"`, `"dynamic_int8"`, `"static_int8"` or `"weight_int4"`; see `recipes.RECIPES`.
-        calibration: images as the file takes them, for a static recipe: an array (N,H,W,C), a data set that yields
-            batches of images or (images, labels), or a folder of pictures. Some tens of real images are enough.
+        recipe: name of one of `recipes.RECIPES`, such as `"dynamic_int8"` or `"static_int8"`.
+        calibration: images as the file takes them: an array (N,H,W,C), a data set that yields batches of images or
+            (images, labels), or a folder of pictures. Some tens of real images are enough; all are held in memory. A
+            static recipe needs them, and every integer one gets nearer to the float file with them.
         folder: where the new file goes; beside the float one by default.
+        float_layers: names of layers, or of what they lie in (`"block_3"`), that stay in float.
 
     Returns:
-        The `Artifact` of `<model>_<recipe>.tflite`.
+        The `Artifact` of `<model>_<recipe>.tflite`, with `_float<n>` in its name where n layers were named.
 
     Raises:
-        ValueError: an unknown recipe, an artifact that is not a float32 .tflite file, or calibration that is missing,
-            empty, of another shape, or not finite.
+        ValueError: an unknown recipe or layer, an artifact that is not a float32 .tflite file, or calibration that is
+            missing, empty, of another shape, or not finite.
     """
     recipe = checked_recipe(recipe, "litert")
     if artifact.format != "litert" or artifact.recipe != "float32":
@@ -119,80 +156,40 @@ def quantize(artifact, recipe, calibration=None, folder=None):
         )
     if recipe.needs_calibration and calibration is None:
         raise ValueError(f"Recipe {recipe.name!r} needs calibration: pass some tens of real images as calibration=...")
-    float_content, entries = bytearray(artifact.path.read_bytes()), list(recipe.litert)
-    if recipe.name == "weight_int4":
-        entries += for_odd_dense(_odd_dense(float_content))
-    quantizer = _import("ai_edge_quantizer.quantizer").Quantizer(float_content, entries)
-    ranges = (
-        activation_ranges(artifact, batches(calibration, artifact, "calibrating")) if recipe.needs_calibration else None
-    )
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):  # it has bars of its own
-        content = bytes(
-            quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model
+    _import("ai_edge_quantizer.quantizer")
+    images = None if calibration is None else list(batches(calibration, artifact, "reading images"))
+    content = Preparation(artifact.path.read_bytes(), recipe, images, of_bytes, float_layers).quantized()
+    mixed = f"_float{len(float_layers)}" if float_layers else ""
+    path = pathlib.Path(folder or artifact.path.parent) / f"{artifact.model}_{recipe.name}{mixed}.tflite"
+    with artifacts.alone(path.parent):
+        runtime = _save(path, content, artifact.class_names)
+        tools = {
+            **artifact.tools,
+            "litert_runtime": runtime,
+            "ai_edge_quantizer": importlib.metadata.version("ai-edge-quantizer"),
+        }
+        return artifacts.make(
+            path,
+            format="litert",
+            recipe=recipe.name,
+            model=artifact.model,
+            input=artifact.input,
+            outputs=artifact.outputs,
+            class_names=artifact.class_names,
+            preprocessing=artifact.preprocessing,
+            head=artifact.head,
+            tools=tools,
+            operations=artifact.operations,
         )
-    path = pathlib.Path(folder or artifact.path.parent) / f"{artifact.model}_{recipe.name}.tflite"
-    runtime = _save(path, content, artifact.class_names)
-    tools = {
-        **artifact.tools,
-        "litert_runtime": runtime,
-        "ai_edge_quantizer": importlib.metadata.version("ai-edge-quantizer"),
-    }
-    return artifacts.make(
-        path,
-        format="litert",
-        recipe=recipe.name,
-        model=artifact.model,
-        input=artifact.input,
-        outputs=artifact.outputs,
-        class_names=artifact.class_names,
-        preprocessing=artifact.preprocessing,
-        head=artifact.head,
-        tools=tools,
-        operations=artifact.operations,
-    )
 
 
-def _odd_dense(content):
-    """Names of the outputs of dense layers whose weights have an odd number of inputs."""
-    S = _schema()
-    model = S.ModelT.InitFromPackedBuf(content, 0)
-    main = model.subgraphs[0]
-    code = next(
-        (i for i, c in enumerate(model.operatorCodes) if c.builtinCode == S.BuiltinOperator.FULLY_CONNECTED), None
-    )
-    dense = (op for op in main.operators if op.opcodeIndex == code)
-    return [main.tensors[op.outputs[0]].name.decode() for op in dense if main.tensors[op.inputs[1]].shape[1] % 2]
-
-
-def activation_ranges(artifact, samples):
-    """Smallest and largest value of every activation by tensor name, as ai-edge-quantizer takes them."""
-    interpreter, _ = _interpreter(
-        artifact.path,
-        experimental_op_resolver_type=_without_delegates(),
-        experimental_preserve_all_tensors=True,
-        num_threads=2,
-    )
-    image = interpreter.get_input_details()[0]["index"]
-    constant = _constant_tensors(interpreter)
-    ranges = {}
-    for sample in samples:
-        interpreter.set_tensor(image, sample)
-        interpreter.invoke()
-        for detail in interpreter.get_tensor_details():
-            if detail["dtype"] is not np.float32 or detail["index"] in constant:
-                continue
-            x = interpreter.get_tensor(detail["index"])
-            low, high = x.min(keepdims=True), x.max(keepdims=True)
-            known = ranges.setdefault(detail["name"], {"min": low, "max": high})
-            known["min"], known["max"] = np.minimum(known["min"], low), np.maximum(known["max"], high)
-    return ranges
-
-
-def _constant_tensors(interpreter):
-    computed = {i["index"] for i in interpreter.get_input_details()}
-    for op in interpreter._get_ops_details():
-        computed.update(int(i) for i in op["outputs"])
-    return {detail["index"] for detail in interpreter.get_tensor_details()} - computed
+def of_bytes(content, keep=False):
+    """An interpreter of a file's bytes; `keep`: one that keeps every tensor, and runs slowly."""
+    options = dict(experimental_op_resolver_type=_without_delegates(), experimental_preserve_all_tensors=True)
+    with warnings.catch_warnings(action="ignore"):  # "preserve_all_tensors is for debugging": it is what it is for
+        interpreter = interpreter_class()[0](model_content=content, num_threads=2, **(options if keep else {}))
+    interpreter.allocate_tensors()
+    return interpreter
 
 
 def _save(path, content, class_names):
@@ -329,24 +326,30 @@ class Runner:
 LIMIT = 2**31 - 2**27  # bytes of constants beyond which they go behind the flatbuffer, whose own limit is 2 GiB
 
 
-def write(graph, outputs=(), metadata_content=None):
+def write(graph, outputs=(), metadata_content=None, signatures=None):
     """A Graph as the bytes (a memoryview) of a .tflite file.
 
     Args:
         graph: a rewritten Graph.
-        outputs: names of the outputs in the signature; `output_{i}` where none is given.
+        outputs: names of the outputs in the signatures; `output_{i}` where none is given.
         metadata_content: the bytes of the file's TFLITE_METADATA, or `None`.
+        signatures: name -> names of its outputs; one with all of them by default.
 
     Raises:
-        ValueError: an operation that LiteRT has no builtin for, named with its layer.
+        ValueError: an operation that LiteRT has no builtin for, named with its layer, or an output that is not there.
     """
+    outputs = [*outputs, *(f"output_{i}" for i in range(len(outputs), len(graph.outputs)))]
+    signatures = signatures or {"serving_default": outputs}
+    for signature, names in signatures.items():
+        if isinstance(names, str) or not names or not set(names) <= set(outputs):
+            raise ValueError(
+                f"Signature {signature!r} must be a list of outputs, of {', '.join(outputs)}; received {names!r}."
+            )
     writer = _Writer(graph)
     for node in graph.nodes:
         writer.layer = node.layer
         WRITERS[node.op](writer, node)
-    return writer.finish(
-        [*outputs, *(f"output_{i}" for i in range(len(outputs), len(graph.outputs)))], metadata_content
-    )
+    return writer.finish(outputs, signatures, metadata_content)
 
 
 class _Writer:
@@ -450,7 +453,7 @@ class _Writer:
 
     # ---- the file
 
-    def finish(self, outputs, metadata_content):
+    def finish(self, outputs, signatures, metadata_content):
         S, model, main = self.S, self.S.ModelT(), self.S.SubGraphT()
         main.name, main.tensors, main.operators = b"main", self.tensors, self.operators
         main.inputs = np.array([self.index[v] for v in self.graph.inputs], np.int32)
@@ -464,11 +467,14 @@ class _Writer:
             t.name, t.tensorIndex = name.encode(), int(index)
             return t
 
-        signature = S.SignatureDefT()
-        signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
-        signature.inputs = [entry(v.name, i) for v, i in zip(self.graph.inputs, main.inputs, strict=True)]
-        signature.outputs = [entry(n, i) for n, i in zip(outputs, main.outputs, strict=True)]
-        model.signatureDefs = [signature]
+        places = dict(zip(outputs, main.outputs, strict=True))
+        model.signatureDefs = []
+        for key, names in signatures.items():
+            signature = S.SignatureDefT()
+            signature.signatureKey, signature.subgraphIndex = key.encode(), 0
+            signature.inputs = [entry(v.name, i) for v, i in zip(self.graph.inputs, main.inputs, strict=True)]
+            signature.outputs = [entry(n, places[n]) for n in names]
+            model.signatureDefs.append(signature)
         if metadata_content:
             found = S.MetadataT()
             self.buffers.append(_Constant(S, np.frombuffer(metadata_content, np.uint8)))

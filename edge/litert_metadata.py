@@ -13,7 +13,7 @@ TENSOR_AXIS_LABELS, IMAGE_PROPERTIES, NORMALIZATION_OPTIONS = 2, 2, 1  # values 
 RGB, GRAYSCALE = 1, 2
 
 
-def metadata(name, spec, preprocessing, outputs, class_names):
+def metadata(name, spec, preprocessing, outputs, class_names, author="", license="", version=""):
     """The bytes of TFLITE_METADATA.
 
     Args:
@@ -22,6 +22,7 @@ def metadata(name, spec, preprocessing, outputs, class_names):
         preprocessing: a `Preprocessing`, or `None` when it is not known.
         outputs: names of the outputs.
         class_names: K names; then the first output is said to have them as labels.
+        author, license, version: texts; none where they are empty.
     """
     import flatbuffers
 
@@ -71,10 +72,9 @@ def metadata(name, spec, preprocessing, outputs, class_names):
             files = [table((0, "offset", b.CreateString(LABELS)), (2, "Int8", TENSOR_AXIS_LABELS))]
         found.append(table((0, "offset", b.CreateString(output)), (6, "offset", vector(files))))
     main = table((2, "offset", vector([image])), (3, "offset", vector(found)))
-    described = b.CreateString("Written by keras_vits")
+    texts = {0: name, 1: "Written by keras_vits", 2: version, 4: author, 5: license}
     root = table(
-        (0, "offset", b.CreateString(name)),
-        (1, "offset", described),
+        *((slot, "offset", b.CreateString(text)) for slot, text in texts.items() if text),
         (3, "offset", vector([main])),
         (7, "offset", b.CreateString("1.0.0")),
     )

@@ -68,7 +68,7 @@ def _per_channel(values, channels):
 
 
 def with_head(graph, head, k=5):
-    """The Graph with `"softmax"` or `"top_k"` (probabilities and class numbers, descending) after its logits (B,K)."""
+    """The Graph with `"softmax"` or `"top_k"` (probabilities and class numbers, descending) after its first output."""
     if head == "logits":
         return graph
     if head not in ("softmax", "top_k"):
@@ -77,7 +77,7 @@ def with_head(graph, head, k=5):
     nodes = [*graph.nodes, make_node("softmax", (logits,), dict(axis=len(logits.shape) - 1), "softmax")]
     if head == "top_k":
         nodes.append(make_node("top_k", (nodes[-1].output,), dict(k=min(k, logits.shape[-1])), "top_k"))
-    return Graph(graph.inputs, list(nodes[-1].outputs), nodes, graph.name)
+    return Graph(graph.inputs, [*nodes[-1].outputs, *graph.outputs[1:]], nodes, graph.name)
 
 
 def _copy(graph):
@@ -125,7 +125,7 @@ class _Sweep:
             for rule in (*EVERYWHERE, *RULES.get(node.op, ())):
                 result = rule(self, node)
                 if result is not None:
-                    instead[node.output] = result
+                    instead[node.output] = instead.get(result, result)  # an equal node's may be replaced itself
                     changed = True
                     break
             else:

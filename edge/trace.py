@@ -106,6 +106,9 @@ def _dtype(dtype):
     return "float32" if "float" in dtype else dtype if dtype in ("bool", "uint8") else "int32"
 
 
+KEPT = ("cond", "is_tensor", "map", "scan", "vectorized_map")  # of the backend: these take functions, or tell types
+
+
 class _Tracer:
     """Holds the Graph being built and replaces Keras' hooks while the model runs."""
 
@@ -223,7 +226,7 @@ class _Tracer:
                 for name in dir(module):
                     function, target = getattr(module, name), getattr(public, name, None)
                     plain = callable(function) and not isinstance(function, type) and not name.startswith("_")
-                    if plain and callable(target) and name not in ("cond", "scan", "map", "vectorized_map"):
+                    if plain and callable(target) and name not in KEPT:
                         reroute(module, name, target)
             for name in ("convert_to_tensor", "cast", "shape"):
                 reroute(backend, name, getattr(keras.ops, name))

@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_vits.preprocess import Preprocessing
+from keras_vits.weights import resample_positions
 
 BLOCK = re.compile(r"(stage_\d+_)?block_\d+")  # the layers that `features` numbers
 STATE = {"moving_mean", "moving_variance", "seed_generator_state"}  # variables that a layer changes when it is called
@@ -258,6 +259,21 @@ class VisionModel(keras.Model):
             lambda path: not path.startswith("head"), num_classes=num_classes, class_names=None, frozen=frozen
         )
 
+    def resized(self, image_size):
+        """A model like this one for images of another size, with position embeddings resampled; this one stays.
+
+        Args:
+            image_size: pixels, or (height, width).
+
+        Returns:
+            A `VisionModel` from images of that size. It is not compiled; adapters are merged.
+
+        Raises:
+            ValueError: a size that the model cannot take, or weights that hold for one size only, as those of dense
+                layers across tokens do.
+        """
+        return self._rebuilt(lambda path: True, image_size=image_size)
+
     def freeze(self, up_to=None):
         """Keeps the layers from the image up to one of them from training, and lets those behind it train.
 
@@ -366,8 +382,21 @@ class VisionModel(keras.Model):
         model = type(self).from_config({**self.get_config(), **changes})
         for variable in model.weights:
             if keep(variable.path):
-                variable.assign(ops.copy(values[variable.path]))  # JAX would share the array, and training deletes it
+                value = self._at_size(model, variable, values[variable.path])
+                variable.assign(ops.copy(value))  # JAX would share the array, and training deletes it
         return model
+
+    def _at_size(self, model, variable, value):
+        """The value of one of our variables for a model like this one, whose images may be of another size."""
+        if tuple(value.shape) == tuple(variable.shape):
+            return value
+        if variable.path != "position/table":
+            raise ValueError(
+                f"{self.name} is for images of {self.cfg.image_size} pixels only: at {model.cfg.image_size} its "
+                f"{variable.path} would be {tuple(variable.shape)}, and it is {tuple(value.shape)}."
+            )
+        old, new = ([side // m.size_multiple(m.cfg) for side in m.cfg.image_size] for m in (self, model))
+        return resample_positions(ops.convert_to_numpy(value), new, value.shape[1] - math.prod(old), old)
 
     # ---------------------------------------------------------------- saving
 

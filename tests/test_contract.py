@@ -136,6 +136,24 @@ def test_channels_and_rectangles(family):
 
 
 @each_family
+def test_resized(family, tiny):
+    """Another image size, the same weights; at the old size nothing has changed."""
+    model, side = tiny(family), family.tiny["image_size"]
+    if family.fixed_size:
+        with pytest.raises(ValueError, match=rf"images of \({side}, {side}\) pixels only: at \({side}, {2 * side}\)"):
+            model.resized((side, 2 * side))
+        return
+    wide = model.resized((side, 2 * side))
+    assert wide.preprocessing.image_size == (side, 2 * side) and wide.class_names == model.class_names
+    logits = predict(wide, families.images(wide))
+    assert logits.shape == (2, 5) and np.isfinite(logits).all()
+    images = families.images(model)
+    np.testing.assert_allclose(predict(model.resized(side), images), predict(model, images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="multiples of"):
+        model.resized(side + 1)
+
+
+@each_family
 def test_every_pixel_counts(family, tiny):
     """No part of the picture is lost on the way to the logits, and the samples of a batch do not mix."""
     model = tiny(family)

@@ -1,6 +1,10 @@
 """LiteRT: every primitive against the runtime, every family as one partition, recipes, and what a phone needs."""
 
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -369,6 +373,102 @@ def test_no_slower_than_keras_own_export(family, tmp_path):
 
     tries = (np.median([fastest(ours) / fastest(theirs) for _ in range(40)]) for _ in range(3))
     assert any(ratio <= 1.02 for ratio in tries)
+
+
+# ---- options
+
+VIT = next(f for f in FAMILIES if f.name == "vit")
+
+
+def signatures(artifact):
+    return litert.Runner(artifact.path).interpreter.get_signature_list()
+
+
+@pytest.mark.once
+def test_features_and_signatures(tmp_path):
+    model = VIT.create()
+    x = images(model, 1)
+    logits, block, pooled = model.predict(x, verbose=0), *model.features([-1, "pool"]).predict(x, verbose=0)
+    f32 = edge.litert.export(model, tmp_path, features=[-1, "pool"], head="softmax")
+    assert f32.outputs == ("probabilities", "block_1", "pool")
+    found = litert.Runner(f32.path).run(x)
+    assert close(found[1], block) and close(found[2], pooled)
+    assert edge.verify(f32, against=model, images=x).sqnr_db > 90
+    two = {"classify": ["logits"], "embed": ["pool", "block_1"]}
+    for artifact in (
+        f32 := edge.litert.export(model, tmp_path, features=[1, "pool"], signatures=two, name="two"),
+        edge.litert.quantize(f32, "dynamic_int8"),
+    ):
+        assert {k: set(v["outputs"]) for k, v in signatures(artifact).items()} == {k: set(v) for k, v in two.items()}
+        interpreter = litert.Runner(artifact.path).interpreter
+        assert list(interpreter.get_signature_runner("classify")(image=x)) == ["logits"]
+        embedded = interpreter.get_signature_runner("embed")(image=x)
+        bound = 1e-4 if artifact is f32 else 0.1
+        assert close(embedded["pool"], pooled, bound) and close(embedded["block_1"], block, bound)
+        assert close(interpreter.get_signature_runner("classify")(image=x)["logits"], logits, bound)
+
+
+@pytest.mark.once
+def test_another_image_size(tmp_path):
+    model = VIT.create()
+    wide = model.resized((32, 64))
+    f32 = edge.litert.export(model, tmp_path, image_size=(32, 64))
+    assert f32.input.shape == (1, 32, 64, 3) and f32.preprocessing["image_size"] == (32, 64)
+    assert edge.verify(f32, against=wide, images=images(wide)).max_abs_error < 1e-4
+
+
+@pytest.mark.once
+def test_texts_in_the_metadata(tmp_path):
+    content = edge.litert.export(
+        VIT.create(), tmp_path, author="A. Nonymous", license="Apache-2.0", version="3.1"
+    ).path.read_bytes()
+    assert all(text in content for text in (b"A. Nonymous", b"Apache-2.0", b"3.1", b"vit_tiny_patch16_224"))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(features=["blok_1"]), "No block or layer 'blok_1'"),
+        (dict(signatures={"embed": ["pool"]}), "'embed' must be a list of outputs, of logits; received"),
+        (dict(signatures={"embed": "logits"}), "must be a list of outputs"),
+        (dict(image_size=33), "multiples of 8 pixels"),
+    ],
+)
+def test_options_that_do_not_fit(options, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        edge.litert.export(VIT.create(), tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.once
+def test_options_of_models_that_are_not_ours(tmp_path):
+    image = keras.Input((4, 4, 3))
+    model = keras.Model(image, keras.layers.Dense(2, name="last")(keras.layers.Flatten(name="flat")(image)))
+    assert edge.litert.export(model, tmp_path, features=["flat"]).outputs == ("logits", "flat")
+    with pytest.raises(ValueError, match="has no layer flatt; it has: flat,"):
+        edge.litert.export(model, tmp_path, features=["flatt"])
+    with pytest.raises(ValueError, match="image_size needs a VisionModel"):
+        edge.litert.export(model, tmp_path, image_size=8)
+
+
+@pytest.mark.once
+def test_two_processes_write_the_same_file(tmp_path):
+    """Whoever is last, the file and its .json belong together."""
+    code = f"""
+import sys
+from families import FAMILIES, randomize
+from keras_vits import edge
+for seed in range(12):
+    model = randomize(FAMILIES[0].create(), seed=seed + int(sys.argv[1]))
+    edge.litert.export(model, {str(tmp_path)!r})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    both = [subprocess.Popen([sys.executable, "-c", code, str(n)], env=environment) for n in (0, 100)]
+    assert [process.wait() for process in both] == [0, 0]
+    (file,) = tmp_path.glob("*.tflite")
+    assert edge.artifact.load(file).sha256 == edge.artifact.sha256(file)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # ---- quantization

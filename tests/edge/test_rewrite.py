@@ -104,6 +104,13 @@ def test_a_pooling_of_single_pixels_is_a_convolution_of_ones(pool):
     check(b, b("add", sparse, wide), {"add": 1, "depthwise_conv2d": 1, pool: 1})
 
 
+def test_equal_chains_that_later_rules_shorten_are_shared():
+    b = Builder()
+    x = b.input("x", (2, 3, 4))
+    chain = lambda: b("reshape", b("reshape", b("abs", x), shape=(6, 4)), shape=(2, 12))
+    check(b, b("add", chain(), chain()), {"abs": 1, "add": 1, "reshape": 1})
+
+
 def test_a_value_read_twice_is_not_folded_away():
     b = Builder()
     x = b.input("x", (1, 4))

@@ -1,0 +1,514 @@
+"""What makes a quantized .tflite file keep its answers: the float file is prepared before it is quantized.
+
+ai-edge-quantizer writes the file. It is given a float file whose numbers are already right for it, and the ranges of
+activations and weights: nothing is left for it to decide. Without calibration images it decides as it does by itself.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import re
+import warnings
+
+import numpy as np
+
+from . import quantization as q
+from .progress import progress
+from .recipes import WIDE, exactly
+
+ROWS = 1024  # of a tensor's tokens or pixels, over all images, in the sample that scales are chosen on
+# A scale costs a multiplication. It is put in where a layer's outputs have less signal than this over the noise that
+# 8 bits add there, and where it takes away half of it.
+ENOUGH_DB, WORTH = 35.0, 0.5
+RESCALED = 128  # scale of input times weight over that of the output: XNNPACK refuses 256, and its refusal may crash
+COMPARED = 32  # batches, at most, on which the ways to choose ranges are compared
+LINEAR = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
+STEPS = ("smooth", "range", "round", "correct")
+
+
+@dataclasses.dataclass(eq=False)
+class Layer:
+    """A dense layer or convolution of a file, and how it is to be quantized.
+
+    Attributes:
+        kind: one of `LINEAR`.
+        name: of its weight's layer, as everywhere in this package.
+        output: name of its output tensor, by which a recipe finds it.
+        operator: the file's operator; `x`, `weight`, `bias` and `y` are its tensors (-1: no bias).
+        config: the recipe's settings for it, or `None` to leave it in float.
+    """
+
+    kind: str
+    name: str
+    output: str
+    operator: object
+    config: dict | None = None
+
+    x = property(lambda self: int(self.operator.inputs[0]))
+    weight = property(lambda self: int(self.operator.inputs[1]))
+    bias = property(lambda self: int(self.operator.inputs[2]) if len(self.operator.inputs) > 2 else -1)
+    y = property(lambda self: int(self.operator.outputs[0]))
+
+    @property
+    def bits(self):
+        return self.config["op_config"]["weight_tensor_config"]["num_bits"]
+
+    @property
+    def activation_bits(self):
+        """Of a static recipe; `None` where activations are quantized as they come, or stay in float."""
+        return self.config["op_config"].get("activation_tensor_config", {}).get("num_bits")
+
+    @property
+    def dynamic(self):
+        """Whether each row of its inputs gets a range of its own when the file runs."""
+        return self.activation_bits is None and not self.config["op_config"]["explicit_dequantize"]
+
+
+class File:
+    """The operators and constants of a float .tflite file, to be read and changed.
+
+    Args:
+        content: bytes of the file.
+    """
+
+    def __init__(self, content):
+        from ai_edge_litert import schema_py_generated as schema
+        from ai_edge_litert.tools import flatbuffer_utils
+
+        self.S, self.tools = schema, flatbuffer_utils
+        self.model = flatbuffer_utils.read_model_from_bytearray(content)
+        self.main = self.model.subgraphs[0]
+        self.codes = {getattr(schema.BuiltinOperator, name): name for name in LINEAR}
+
+    def bytes(self):
+        return self.tools.convert_object_to_bytearray(self.model)
+
+    def kind(self, operator):
+        return self.codes.get(self.model.operatorCodes[operator.opcodeIndex].builtinCode)
+
+    def layers(self):
+        """Every dense layer and convolution with constant float weights, as `Layer`s."""
+        found = []
+        for operator in self.main.operators:
+            kind = self.kind(operator)
+            if kind and self._data(operator.inputs[1]) is not None:
+                name = self.name(operator.inputs[1]).rpartition("/")[0]
+                found.append(Layer(kind, name, self.name(operator.outputs[0]), operator))
+        return found
+
+    def name(self, tensor):
+        return self.main.tensors[tensor].name.decode()
+
+    def readers(self, tensor):
+        return [op for op in self.main.operators if tensor in list(op.inputs)]
+
+    def is_output(self, tensor):
+        return tensor in list(self.main.outputs)
+
+    def _data(self, tensor):
+        return self.model.buffers[self.main.tensors[tensor].buffer].data
+
+    def get(self, tensor):
+        """The array of a float32 constant."""
+        return np.frombuffer(self._data(tensor), np.float32).reshape(self.main.tensors[tensor].shape)
+
+    def set(self, tensor, array):
+        tensor = self.main.tensors[tensor]
+        if not tensor.buffer or sum(t.buffer == tensor.buffer for t in self.main.tensors) > 1:  # two may share one
+            self.model.buffers.append(self.S.BufferT())
+            tensor.buffer = len(self.model.buffers) - 1
+        data = np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint8)
+        self.model.buffers[tensor.buffer].data = data
+
+    def set_bias(self, layer, array):
+        """A bias of the layer's own: equal ones are one tensor in the file."""
+        if layer.bias >= 0 and len(self.readers(layer.bias)) == 1:
+            self.set(layer.bias, array)
+        else:
+            bias = self.tensor(f"{layer.output}/bias", array.shape, array)
+            layer.operator.inputs = [*list(layer.operator.inputs)[:2], bias]
+
+    def is_shared(self, layer):
+        """Whether another operator reads the layer's weights too."""
+        return len(self.readers(layer.weight)) > 1
+
+    def tensor(self, name, shape, array=None):
+        """A new float32 tensor; its number."""
+        tensor = self.S.TensorT()
+        tensor.name, tensor.shape, tensor.type = name.encode(), list(shape), self.S.TensorType.FLOAT32
+        tensor.buffer = 0
+        self.main.tensors.append(tensor)
+        if array is not None:
+            self.set(len(self.main.tensors) - 1, array)
+        return len(self.main.tensors) - 1
+
+    def multiply(self, tensor, factors, readers):
+        """Lets these operators read tensor * factors (C) instead of the tensor."""
+        name, shape = self.name(tensor), self.main.tensors[tensor].shape
+        by = self.tensor(f"{name}/factors", factors.shape, factors)
+        result = self.tensor(f"{name}/scaled", shape)
+        operator = self.S.OperatorT()
+        operator.opcodeIndex = self._code("MUL")
+        operator.inputs, operator.outputs = [tensor, by], [result]
+        operator.builtinOptionsType, operator.builtinOptions = self.S.BuiltinOptions.MulOptions, self.S.MulOptionsT()
+        for reader in readers:
+            reader.inputs = [result if i == tensor else i for i in reader.inputs]
+        first = min(i for i, op in enumerate(self.main.operators) if any(op is reader for reader in readers))
+        self.main.operators.insert(first, operator)
+
+    def _code(self, name):
+        builtin = getattr(self.S.BuiltinOperator, name)
+        for i, code in enumerate(self.model.operatorCodes):
+            if code.builtinCode == builtin:
+                return i
+        code = self.S.OperatorCodeT()
+        code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, builtin, 1
+        self.model.operatorCodes.append(code)
+        return len(self.model.operatorCodes) - 1
+
+
+# ---------------------------------------------------------------- which layer is quantized, and how
+
+
+def plan(file, entries, float_layers=()):
+    """The file's layers that are to be quantized, each with the last of the recipe's entries that fits it.
+
+    Args:
+        file: a `File`.
+        entries: of the recipe, for ai-edge-quantizer.
+        float_layers: names of layers, or of what they lie in (`"block_3"`), that stay in float.
+
+    Raises:
+        ValueError: a float layer that the file does not have.
+    """
+    layers = file.layers()
+    for name in float_layers:
+        if not any(within(layer.name, name) for layer in layers):
+            known = ", ".join(dict.fromkeys(layer.name for layer in layers))
+            raise ValueError(f"No layer {name!r} to leave in float. There are: {known}.")
+    chosen = []
+    for layer in layers:
+        fits = [e for e in entries if e["operation"] == layer.kind and re.search(e["regex"], layer.output)]
+        if fits and not any(within(layer.name, name) for name in float_layers):
+            layer.config = _eight_bits_if_odd(file, layer, fits[-1])
+            chosen.append(layer)
+    return chosen
+
+
+def within(layer, name):
+    """Whether a layer is the named one, or lies in it."""
+    return layer == name or layer.startswith(f"{name}/")
+
+
+def _eight_bits_if_odd(file, layer, config):
+    """XNNPACK packs 4-bit weights in pairs: a dense layer with an odd number of inputs gets 8 bits."""
+    weight = config["op_config"]["weight_tensor_config"]
+    if weight["num_bits"] != 4 or file.main.tensors[layer.weight].shape[-1] % 2 == 0:
+        return config
+    return _changed(config, weight_tensor_config={**weight, "num_bits": 8})
+
+
+def _changed(config, **fields):
+    return {**config, "op_config": {**config["op_config"], **fields}}
+
+
+# ---------------------------------------------------------------- what the float file computes on the images
+
+
+@dataclasses.dataclass(eq=False)
+class Activation:
+    """What is known of a tensor (...,C) after all images: histogram, mean (C), a sample of rows, sum of x x^T (C,C)."""
+
+    histogram: q.Histogram = dataclasses.field(default_factory=q.Histogram)
+    samples: list = dataclasses.field(default_factory=list)
+    total: np.ndarray | float = 0.0
+    count: int = 0
+    hessian: np.ndarray | None = None
+
+    def add(self, x, rows, hessian):
+        x = x.reshape(-1, x.shape[-1])
+        self.histogram.add(x)
+        self.total, self.count = self.total + x.sum(0, dtype=np.float64), self.count + len(x)
+        keep = np.random.default_rng(self.count).permutation(len(x))[:rows]
+        self.samples.append(x[np.sort(keep)])
+        if hessian:
+            self.hessian = x.T @ x + (0 if self.hessian is None else self.hessian)
+
+    @functools.cached_property
+    def rows(self):
+        return np.concatenate(self.samples)
+
+    @property
+    def mean(self):
+        return self.total / self.count
+
+
+def observe(file, layers, images, interpreter):
+    """Runs the float file on the images: tensor -> `Activation`, for every input and output of the layers.
+
+    Args:
+        file: a `File`.
+        layers: of `plan`.
+        images: list of batches as the file takes them.
+        interpreter: (bytes, keep) -> an interpreter.
+    """
+    runner = interpreter(bytes(file.bytes()), keep=True)
+    image = runner.get_input_details()[0]["index"]
+    found = {tensor: Activation() for layer in layers for tensor in (layer.x, layer.y)}
+    rounded = {layer.x for layer in layers if _is_rounded(layer)}
+    for batch in progress(images, "calibrating"):
+        runner.set_tensor(image, batch)
+        runner.invoke()
+        for tensor, activation in found.items():
+            activation.add(runner.get_tensor(tensor), -(-ROWS // len(images)), tensor in rounded)
+    return found
+
+
+def _is_rounded(layer):
+    """Whether its weights are rounded with a Hessian: 4 bits, where to the nearest is not near."""
+    return layer.kind == "FULLY_CONNECTED" and layer.bits == 4
+
+
+# ---------------------------------------------------------------- the preparation
+
+
+class Preparation:
+    """A float file and what it computes on the calibration images, ready to be quantized in more than one way.
+
+    Args:
+        content: bytes of the float file.
+        recipe: a `Recipe`.
+        images: list of batches as the file takes them, or `None` without calibration.
+        interpreter: (bytes, keep) -> an interpreter, of which `keep` says whether it keeps every tensor.
+        float_layers: names of layers, or of what they lie in (`"block_3"`), that stay in float.
+        steps: which of `STEPS` are done: smoothing, a choice of ranges, rounding of weights, correction of biases.
+
+    Raises:
+        ValueError: a float layer that the file does not have.
+    """
+
+    def __init__(self, content, recipe, images, interpreter, float_layers=(), steps=STEPS):
+        self.content, self.recipe, self.interpreter = content, recipe, interpreter
+        self.float_layers, self.steps = tuple(float_layers), steps
+        self.images = images if recipe.is_integer else None
+        file = File(content)
+        layers = plan(file, recipe.litert, self.float_layers)
+        if self.images is None:
+            return
+        self.seen = observe(file, layers, images, interpreter)
+        if "smooth" in steps and _smooth(file, layers, self.seen):
+            self.content = bytes(file.bytes())
+            self.seen = observe(file, layers, images, interpreter)
+
+    def layers(self):
+        """Names of the layers that are quantized, in the order of the file, each once."""
+        return list(
+            dict.fromkeys(layer.name for layer in plan(File(self.content), self.recipe.litert, self.float_layers))
+        )
+
+    def quantized(self, only=None, method=None):
+        """Bytes of the quantized file.
+
+        Args:
+            only: the one layer to quantize; all of them by default.
+            method: of `quantization.Histogram.range`; by default, for a static recipe, the one with which the file
+                changes its outputs on the calibration images least.
+        """
+        if method is None and self.recipe.needs_calibration and "range" in self.steps:
+            return self._nearest([self.quantized(only, method) for method in q.METHODS])
+        file = File(self.content)
+        layers = [g for g in plan(file, self.recipe.litert, self.float_layers) if only in (None, g.name)]
+        ranges = None
+        if self.images is not None:
+            if self.recipe.wide_below_db is not None:
+                _widen(file, layers, self.seen, self.recipe.wide_below_db)
+            ranges = _activation_ranges(file, layers, self.seen, method or "minmax")
+            for layer in layers:
+                _finish_weights(file, layer, self.seen[layer.x], ranges, self.steps)
+        content = self.content if self.images is None else bytes(file.bytes())
+        if not layers:
+            return content
+        return _written(content, [{**g.config, "regex": exactly(g.output)} for g in layers], ranges)
+
+    def _nearest(self, contents):
+        images = self.images[:COMPARED]
+        expected = outputs(self.interpreter(self.content), images)
+        errors = [np.square(outputs(self.interpreter(c), images) - expected).sum() for c in contents]
+        return contents[int(np.argmin(errors))]
+
+
+def outputs(runner, images):
+    """The first output of an interpreter for every batch, in one array."""
+    image, output = runner.get_input_details()[0]["index"], runner.get_output_details()[0]["index"]
+    found = []
+    for batch in images:
+        runner.set_tensor(image, batch)
+        runner.invoke()
+        found.append(runner.get_tensor(output).astype(np.float64))
+    return np.concatenate(found)
+
+
+def _written(content, entries, ranges):
+    from ai_edge_quantizer.quantizer import Quantizer
+
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):  # it has bars of its own
+        result = Quantizer(bytearray(content), entries).quantize(
+            ranges, enable_progress_bar=False, enable_progress_report=False
+        )
+    return bytes(result.quantized_model)
+
+
+def _activation_ranges(file, layers, seen, method):
+    """Tensor name -> smallest and largest value that its bits stand for, as ai-edge-quantizer takes them."""
+    ranges = {}
+    for layer in layers:
+        for tensor in (layer.x, layer.y) if layer.activation_bits else ():
+            low, high = seen[tensor].histogram.range(method if layer.activation_bits == 8 else "minmax")
+            ranges.setdefault(file.name(tensor), {"min": np.float32([[low]]), "max": np.float32([[high]])})
+    for layer in layers:
+        if layer.activation_bits == 8:
+            x, y = (ranges[file.name(tensor)] for tensor in (layer.x, layer.y))
+            largest = np.abs(file.get(layer.weight)).max() / 127 * (x["max"] - x["min"]) / (y["max"] - y["min"] + 1e-9)
+            wider = np.maximum(1, largest / RESCALED)
+            y.update(min=y["min"] * wider, max=y["max"] * wider)
+    return ranges
+
+
+def _widen(file, layers, seen, below_db):
+    """16 bits for the activations of layers whose outputs would have less signal over the noise of 8 bits."""
+    for layer in layers:
+        if layer.activation_bits == 8 and _noise(file, layer, seen) * 10 ** (below_db / 10) > _signal(seen[layer.y]):
+            layer.config = {
+                **layer.config,
+                "op_config": {**layer.config["op_config"], "activation_tensor_config": WIDE},
+            }
+
+
+def _noise(file, layer, seen):
+    """Mean square that 8 bits add to a layer's outputs, summed over them."""
+    x, y, weight = seen[layer.x].rows, seen[layer.y].rows, _by_input(file, layer)
+    noise = q.output_noise(y, np.ones(y.shape[1], np.float32))
+    if weight.shape[-1] == x.shape[1]:  # not a grouped convolution
+        noise += q.input_noise(x, weight, np.ones(x.shape[1], np.float32), layer.bits)
+    return noise
+
+
+def _smooth(file, layers, seen):
+    """Moves outlier channels of inputs and outputs into the weights where it helps; whether it did anywhere."""
+    changed = False
+    groups = {}  # input tensor -> the layers that read it
+    for layer in layers:
+        if layer.activation_bits == 8 or layer.dynamic:
+            groups.setdefault(layer.x, []).append(layer)
+    for tensor, group in groups.items():
+        rows = seen[tensor].rows
+        weights = [_by_input(file, layer) for layer in group]
+        if any(w.shape[-1] != rows.shape[1] or file.is_shared(g) for w, g in zip(weights, group, strict=True)):
+            continue  # a grouped convolution
+
+        def noise(scale, rows=rows, group=group, weights=weights):
+            return sum(
+                q.input_noise(rows, w, scale, None if g.kind == "DEPTHWISE_CONV_2D" else g.bits, g.dynamic)
+                for g, w in zip(group, weights, strict=True)
+            )
+
+        largest = np.max([np.abs(w).reshape(-1, w.shape[-1]).max(0) for w in weights], axis=0)
+        signal = sum(_signal(seen[layer.y]) for layer in group)
+        scale = _best(noise, q.input_scales(rows, largest), signal)
+        if scale is None:
+            continue
+        changed = True
+        if (source := _source(file, tensor, group)) is not None:
+            _scale_outputs(file, source, 1 / scale)
+        else:
+            file.multiply(tensor, 1 / scale, [layer.operator for layer in group])
+        for layer in group:
+            weight = file.get(layer.weight)
+            file.set(layer.weight, weight * np.repeat(scale, weight.shape[-1] // len(scale)))
+    for layer in layers:
+        if layer.activation_bits != 8 or layer.y in groups or file.is_output(layer.y) or not _scales(file, layer):
+            continue
+        rows = seen[layer.y].rows
+        scale = _best(functools.partial(q.output_noise, rows), q.output_scales(rows), _signal(seen[layer.y]))
+        if scale is not None:
+            changed = True
+            _scale_outputs(file, layer, 1 / scale)
+            file.multiply(layer.y, scale, file.readers(layer.y))
+    return changed
+
+
+def _signal(activation):
+    """Mean square of a layer's outputs, summed over them."""
+    return float(np.square(activation.rows).mean(0).sum())
+
+
+def _best(noise, candidates, signal):
+    """The candidate that leaves the least noise; `None` if leaving all as it is is good enough, or comes near."""
+    found = [noise(scale) for scale in candidates]
+    best, before = int(np.argmin(found)), noise(np.ones_like(candidates[0]))
+    good = signal > 10 ** (ENOUGH_DB / 10) * before
+    return None if good or found[best] > WORTH * before else candidates[best]
+
+
+def _by_input(file, layer):
+    """A layer's weights (O,...,I); of a depthwise convolution (multiplier,height,width,I)."""
+    weight = file.get(layer.weight)
+    if layer.kind != "DEPTHWISE_CONV_2D":
+        return weight
+    _, height, width, channels = weight.shape
+    multiplier = layer.operator.builtinOptions.depthMultiplier
+    return np.moveaxis(weight.reshape(height, width, channels // multiplier, multiplier), -1, 0)
+
+
+def _scales(file, layer):
+    """Whether scaling a layer's weights and bias scales its outputs: no activation but ReLU is fused into it."""
+    return layer.operator.builtinOptions.fusedActivationFunction in (0, 1) and not file.is_shared(layer)
+
+
+def _source(file, tensor, group):
+    """The layer that computes a tensor which the group alone reads, and that can be scaled in its stead, or `None`."""
+    source = next((layer for layer in file.layers() if layer.y == tensor), None)
+    if source is None or file.is_output(tensor) or len(file.readers(tensor)) != len(group) or not _scales(file, source):
+        return None
+    return source
+
+
+def _scale_outputs(file, layer, scale):
+    weight = file.get(layer.weight)
+    last = layer.kind == "DEPTHWISE_CONV_2D"
+    file.set(layer.weight, weight * (scale if last else scale.reshape(-1, *[1] * (weight.ndim - 1))))
+    if layer.bias >= 0:
+        file.set_bias(layer, file.get(layer.bias) * scale)
+
+
+def _finish_weights(file, layer, x, ranges, steps):
+    """Rounds 4-bit weights with regard to their inputs; puts what rounding adds to the mean output into the bias.
+
+    The mean: bias correction, arXiv 1906.04721.
+    """
+    depthwise, weight = layer.kind == "DEPTHWISE_CONV_2D", file.get(layer.weight)
+    weight = np.moveaxis(weight, -1, 0) if depthwise else weight  # (O,...,I), or (O,1,height,width)
+    if "round" in steps and x.hessian is not None and _is_rounded(layer) and not file.is_shared(layer):
+        rounded, scale = q.gptq(weight, x.hessian, layer.bits)
+        most = scale * (2 ** (layer.bits - 1) - 1)
+        ranges[file.name(layer.weight)] = {"min": -most, "max": most}
+        file.set(layer.weight, rounded)
+    else:
+        rounded = q.round_weight(weight, q.weight_scale(weight, layer.bits), layer.bits)
+    if "correct" not in steps:
+        return
+    shift = np.zeros_like(x.mean)  # of the inputs' mean, by their own quantization
+    if layer.activation_bits == 8:
+        known = ranges[file.name(layer.x)]
+        shift = (x.rows - q.fake_quantize(x.rows, known["min"], known["max"])).mean(0)
+    if depthwise:
+        sums = [w.reshape(len(w), -1).sum(1) for w in (weight - rounded, rounded)]
+        repeat = len(weight) // len(x.mean)
+        error = sums[0] * np.repeat(x.mean, repeat) + sums[1] * np.repeat(shift, repeat)
+    else:
+        sums = [w.sum(tuple(range(1, w.ndim - 1))) for w in (weight - rounded, rounded)]
+        if sums[0].shape[1] != len(x.mean):
+            return  # a grouped convolution
+        error = sums[0] @ x.mean + sums[1] @ shift
+    file.set_bias(layer, error + (file.get(layer.bias) if layer.bias >= 0 else 0))

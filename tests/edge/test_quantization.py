@@ -1,0 +1,380 @@
+"""Quantization that holds: algorithms against brute force, planted outliers, what each step brings, the searches."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from families import images, randomize
+
+import keras_vits
+from keras_vits import edge
+from keras_vits.edge import litert, litert_quantization
+from keras_vits.edge import quantization as q
+from keras_vits.edge.graph import Builder
+from keras_vits.edge.recipes import RECIPES
+from keras_vits.edge.rewrite import RULES, fold_norm
+
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore:The calibration images")]
+WIDTH, DEPTH = 48, 2
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def sqnr_db(found, expected):
+    return 10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum())
+
+
+def small_vit():
+    sizes = dict(image_size=32, patch_size=8, width=WIDTH, depth=DEPTH, heads=3, mlp_hidden=96, num_classes=5)
+    return randomize(keras_vits.create("vit_tiny_patch16_224", **sizes))
+
+
+# ---- in numpy
+
+
+def test_histogram_grows_and_keeps_every_value():
+    histogram = q.Histogram()
+    for scale in (0.5, 3.0, 100.0, 1.0):
+        histogram.add(scale * random(1000, seed=int(scale)))
+    assert histogram.counts.sum() == 4000
+    every = np.concatenate([scale * random(1000, seed=int(scale)) for scale in (0.5, 3.0, 100.0, 1.0)])
+    assert histogram.range("minmax") == (every.min(), every.max())
+    at = (np.arange(q.BINS) + 0.5) * 2 * histogram.limit / q.BINS - histogram.limit
+    assert abs(histogram.counts @ at / 4000 - every.mean()) < 2 * histogram.limit / q.BINS
+
+
+def test_ranges_cut_off_what_costs_more_than_it_gives():
+    x = random(200_000) ** 3
+    histogram = q.Histogram()
+    histogram.add(x)
+    error = lambda method: np.square(q.fake_quantize(x, *histogram.range(method)) - x).mean()
+    brute = min(np.square(q.fake_quantize(x, -end, end) - x).mean() for end in np.linspace(5, 100, 96))
+    assert error("mse") < 1.02 * brute and error("mse") < 0.85 * error("minmax")
+    low, high = histogram.range("percentile")
+    assert abs(low + 51) < 5 and abs(high - 51) < 5  # 1 in 10,000 of a normal distribution, cubed
+
+
+def test_range_holds_zero():
+    histogram = q.Histogram()
+    histogram.add(np.float32([3.0, 4.0]))
+    assert all(histogram.range(method)[0] == 0 for method in q.METHODS)
+    assert q.fake_quantize(np.float32([0.0]), 3.0, 4.0)[0] == 0
+
+
+def test_gptq_beats_rounding_to_nearest_and_stays_on_the_grid():
+    mixed = random(512, 32) @ random(32, 32, seed=1)  # correlated inputs
+    weight = random(8, 32, seed=2)
+    rounded, scale = q.gptq(weight, mixed.T @ mixed, 4)
+    steps = rounded / scale
+    assert np.allclose(steps, np.rint(steps), atol=1e-4)
+    assert set(np.unique(np.rint(steps))) <= set(range(-8, 8))
+    error = lambda w: np.square(mixed @ (w - weight).T).mean()
+    nearest = q.round_weight(weight, q.weight_scale(weight, 4), 4)
+    clipped = q.round_weight(weight, q.clipped_scale(weight, 4, np.diag(mixed.T @ mixed)), 4)
+    assert error(rounded) < error(clipped) / 1.5 and error(rounded) < error(nearest) / 2
+
+
+def test_predicted_noise_is_the_measured_one():
+    x, weight = random(4096, 24) * np.geomspace(1, 8, 24, dtype="float32"), random(16, 24, seed=1)
+    scale = q.input_scales(x, np.abs(weight).max(0))[1]
+    divided, w = x / scale, weight * scale
+    found = q.fake_quantize(divided, divided.min(), divided.max()) @ q.round_weight(w, q.weight_scale(w, 8), 8).T
+    measured = np.square(found - x @ weight.T).mean(0).sum()
+    assert 0.8 < q.input_noise(x, weight, scale, 8) / measured < 1.25
+
+
+# ---- planted outliers: what trained transformers have, and random weights have not
+
+
+def scale_norms(model):
+    """Some gains are 50 times as large, and the next weights make up for it."""
+    for i in range(DEPTH):
+        block = model.get_layer(f"block_{i}")
+        for norm, kernel in ((block.norm1, block.attention.qkv.kernel), (block.norm2, block.mlp.fc1.kernel)):
+            factor = np.ones(WIDTH, "float32")
+            factor[:3] = 50
+            kernel.assign(keras.ops.convert_to_numpy(kernel) / factor[:, None])
+            norm.gamma.assign(keras.ops.convert_to_numpy(norm.gamma) * factor)
+            norm.beta.assign(keras.ops.convert_to_numpy(norm.beta) * factor)
+
+
+def scale_values(model):
+    """Some channels of the values are 50 times as large, and the output projection makes up for it."""
+    for i in range(DEPTH):
+        attention = model.get_layer(f"block_{i}").attention
+        factor = np.ones(3 * WIDTH, "float32")
+        factor[2 * WIDTH :: 16] = 50
+        attention.qkv.kernel.assign(keras.ops.convert_to_numpy(attention.qkv.kernel) * factor)
+        attention.qkv.bias.assign(keras.ops.convert_to_numpy(attention.qkv.bias) * factor)
+        attention.out.kernel.assign(keras.ops.convert_to_numpy(attention.out.kernel) / factor[2 * WIDTH :, None])
+
+
+def massive_channels(model):
+    """Two channels of the residual stream are far larger than the others, whose gains make up for it."""
+    table = np.array(keras.ops.convert_to_numpy(model.get_layer("position").table))
+    table[..., 5] += 200
+    table[..., 20] -= 200
+    model.get_layer("position").table.assign(table)
+    factor = np.full(WIDTH, 30.0, "float32")
+    factor[[5, 20]] = 0.1
+    norms = [
+        n for i in range(DEPTH) for n in (model.get_layer(f"block_{i}").norm1, model.get_layer(f"block_{i}").norm2)
+    ]
+    for norm in (*norms, model.get_layer("norm")):
+        norm.gamma.assign(keras.ops.convert_to_numpy(norm.gamma) * factor)
+
+
+PLANTS = {"norms": scale_norms, "values": scale_values, "residual": massive_channels}
+
+
+def minmax_db(f32, x, folder, expected):
+    """The same recipe with nothing but the smallest and the largest value of each activation."""
+    batches = [image[None] for image in x]
+    content = litert_quantization.Preparation(
+        f32.path.read_bytes(), RECIPES["static_int8"], batches, litert.of_bytes, steps=()
+    ).quantized()
+    path = folder / "minmax.tflite"
+    path.write_bytes(content)
+    return sqnr_db(litert.Runner(path).predict(x), expected)
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_planted_outliers(plant, tmp_path, monkeypatch):
+    """The outliers of LayerNorm's gains are planted in a file that has them still: our exports fold them away."""
+    model = small_vit()
+    x = images(model, 8)
+    before = model.predict(x, verbose=0)
+    PLANTS[plant](model)
+    expected = model.predict(x, verbose=0)
+    if plant == "norms":
+        monkeypatch.setitem(RULES, "dense", tuple(rule for rule in RULES["dense"] if rule is not fold_norm))
+    if plant != "residual":
+        assert np.allclose(expected, before, atol=1e-4 * np.abs(before).max())
+    f32 = edge.litert.export(model, tmp_path)
+    i8 = edge.litert.quantize(f32, "static_int8", calibration=x)
+    check = edge.verify(i8, against=expected, images=x)
+    assert minmax_db(f32, x, tmp_path, expected) < 10 and check.sqnr_db > 25 and check.partitions == 1
+
+
+def test_folded_norms_have_no_outliers(tmp_path):
+    model = small_vit()
+    x = images(model, 8)
+    plain = edge.litert.quantize(edge.litert.export(model, tmp_path / "plain"), "static_int8", calibration=x)
+    scale_norms(model)
+    planted = edge.litert.quantize(edge.litert.export(model, tmp_path / "planted"), "static_int8", calibration=x)
+    found = litert.load(planted).predict(x)
+    assert sqnr_db(found, model.predict(x, verbose=0)) > 25
+    assert sqnr_db(found, litert.load(plain).predict(x)) > 25
+
+
+# ---- what each step brings
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """(model, images, its outputs, its float32 file), which no test changes."""
+    model = small_vit()
+    x = images(model, 24)
+    return model, x, model.predict(x, verbose=0), edge.litert.export(model, tmp_path_factory.mktemp("vit"))
+
+
+def test_calibration_makes_4_bits_better(vit, tmp_path):
+    """GPTQ with a bias correction, measured on images that it did not see."""
+    _, x, expected, f32 = vit
+    as_it_is = edge.litert.quantize(f32, "weight_int4", folder=tmp_path / "plain")
+    rounded = edge.litert.quantize(f32, "weight_int4", calibration=x[:16], folder=tmp_path)
+    before, after = (edge.verify(a, expected[16:], x[16:]) for a in (as_it_is, rounded))
+    assert after.sqnr_db > before.sqnr_db + 4 and after.partitions == before.partitions == 1
+    assert rounded.size_bytes < 1.02 * as_it_is.size_bytes
+
+
+def test_biases_take_up_the_mean_error(vit):
+    """Of a layer's outputs, channel by channel, on images that it did not see, with its weights in 4 bits."""
+    _, x, _, f32 = vit
+    batches = [image[None] for image in x]
+
+    def mean(content):
+        runner, found = litert.of_bytes(content, keep=True), []
+        tensor = next(t["index"] for t in runner.get_tensor_details() if t["name"] == "block_0/mlp/fc2/dense")
+        for batch in batches[16:]:
+            runner.set_tensor(runner.get_input_details()[0]["index"], batch)
+            runner.invoke()
+            found.append(runner.get_tensor(tensor))
+        return np.mean(found, (0, 1, 2))
+
+    expected, errors = mean(f32.path.read_bytes()), {}
+    for steps in ((), ("correct",)):
+        preparation = litert_quantization.Preparation(
+            f32.path.read_bytes(), RECIPES["weight_int4"], batches[:16], litert.of_bytes, steps=steps
+        )
+        errors[steps] = np.abs(mean(preparation.quantized(only="block_0/mlp/fc2")) - expected).mean()
+    assert errors["correct",] < errors[()] / 3
+
+
+def test_scales_that_the_runtime_can_rescale(tmp_path):
+    """Large inputs, and outputs that the bias makes and the inputs hardly change: XNNPACK would crash on the file."""
+    b = Builder()
+    x = b.input("image", (1, 4, 4, 8))
+    b.layer = "conv"
+    kernel = np.where(np.arange(8) % 2, 1.0, -1.0).reshape(1, 1, 8, 1) * np.ones((1, 1, 8, 4))
+    window = dict(strides=(1, 1), pads=((0, 0), (0, 0)), dilation=(1, 1), groups=1)
+    b.graph.outputs = [b("exp", b("conv2d", x, b.constant(kernel, "kernel"), None, **window))]
+    batches = [np.full((1, 4, 4, 8), 1000.0, "float32") + 1e-3 * random(1, 4, 4, 8, seed=i) for i in range(4)]
+    content = litert.write(b.graph)
+    preparation = litert_quantization.Preparation(bytes(content), RECIPES["static_int8"], batches, litert.of_bytes)
+    script = (
+        "import sys; from ai_edge_litert.interpreter import Interpreter; Interpreter(sys.argv[1]).allocate_tensors()"
+    )
+    path = tmp_path / "one.tflite"
+    path.write_bytes(preparation.quantized(method="minmax"))
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == 0
+
+
+def test_recipes_keep_their_promises(vit, tmp_path):
+    _, x, expected, f32 = vit
+    checks = {}
+    for recipe in ("weight_int8", "static_int8", "static_int8_int16", "dynamic_int8"):
+        artifact = edge.litert.quantize(f32, recipe, calibration=x[:16], folder=tmp_path)
+        checks[recipe] = edge.verify(artifact, expected[16:], x[16:])
+    assert checks["weight_int8"].partitions == 1 and checks["weight_int8"].sqnr_db > 35
+    assert checks["static_int8_int16"].sqnr_db >= checks["static_int8"].sqnr_db
+    assert all(check.sqnr_db > 25 for check in checks.values())
+
+
+def test_float_layers(vit, tmp_path):
+    _, x, expected, f32 = vit
+    mixed = edge.litert.quantize(f32, "static_int8", x[:8], tmp_path, float_layers=["block_0", "stem"])
+    dtypes = {t["name"]: t["dtype"] for t in litert.load(mixed).interpreter.get_tensor_details()}
+    assert mixed.path.name.endswith("static_int8_float2.tflite")
+    assert dtypes["block_0/mlp/fc1/kernel"] is np.float32 and dtypes["block_1/mlp/fc1/kernel"] is np.int8
+    every = edge.sensitivity(f32, x[:2]).worst()
+    none = edge.litert.quantize(f32, "static_int8", x[:8], tmp_path, float_layers=[row.layer for row in every])
+    assert edge.verify(none, expected, x).sqnr_db > 80
+    with pytest.raises(ValueError, match=r"No layer 'block_9' to leave in float. There are: stem, block_0/"):
+        edge.litert.quantize(f32, "static_int8", x, tmp_path, float_layers=["block_9"])
+
+
+# ---- which layer it is
+
+
+def test_sensitivity_finds_the_broken_layer(tmp_path, monkeypatch):
+    model = small_vit()
+    x = images(model, 8)
+    scale_values(model)
+    f32 = edge.litert.export(model, tmp_path)
+    monkeypatch.setattr(litert_quantization, "_smooth", lambda *_: False)  # which would repair it
+    found = edge.sensitivity(f32, x)
+    names = [row.layer for row in found.rows]
+    assert len(set(names)) == len(names) and names[0] == "stem" and found.images == 8
+    assert {row.layer for row in found.worst()[:2]} <= {
+        f"block_{i}/attention/{n}" for i in range(2) for n in ("qkv", "out")
+    }
+    worst = found.worst()
+    assert found.float_layers(worst[0].sqnr_db + 1)[0] == worst[0].layer
+    assert found.float_layers(0) == () and len(found.float_layers(200)) == len(names)
+    chosen = found.float_layers(25)
+    mixed = edge.litert.quantize(f32, "static_int8", x, float_layers=chosen)
+    assert edge.verify(mixed, model, x).sqnr_db > 24 and len(chosen) < len(names) / 2
+    assert "<svg" in found.plot(tmp_path / "layers.svg").read_text()
+
+
+def test_sensitivity_of_a_model(vit):
+    model, x, _, _ = vit
+    with pytest.raises(ValueError, match="rounds no layer to integers"):
+        edge.sensitivity(model, x, "float16")
+    assert len(edge.sensitivity(model, x[:2], "dynamic_int8").rows) == 2 * 4 + 2
+
+
+# ---- the search
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A search whose measurement of time takes a moment."""
+    import functools
+
+    from keras_vits.edge import benchmark
+
+    short = functools.partial(benchmark, min_runs=3, min_seconds=0.05, warmup_seconds=0)
+    monkeypatch.setitem(edge.quantize_to.__globals__, "benchmark", short)
+
+
+def test_quantize_to_holds_the_budget(vit, quick, tmp_path):
+    model, x, expected, _ = vit
+    batches = [(x[i : i + 8], expected[i : i + 8].argmax(-1)) for i in range(0, 24, 8)]
+    choice = edge.quantize_to(
+        model, 10, metric="agreement", dataset=batches, folder=tmp_path, recipes=("static_int8", "float16")
+    )
+    holding = [t for t in choice.tried if t.drop <= 10]
+    assert choice.artifact in [t.artifact for t in holding]
+    assert all((t.latency is not None) == (t in holding) for t in choice.tried)
+    fastest = min(holding, key=lambda t: t.time_ratio)
+    assert fastest.artifact == choice.artifact and edge.verify(choice.artifact, model, x[6:]).top1_agreement >= 0.9
+    assert len(choice.table()) == 2 + len(choice.tried)
+
+
+def test_quantize_to_leaves_layers_in_float(vit, quick, tmp_path):
+    """A budget between what the recipe gives and what it gives with half of its layers in float."""
+    model, x, _, _ = vit
+    arguments = dict(metric="sqnr", dataset=x, recipes=("static_int8",))
+    with pytest.raises(ValueError, match=r"No file loses at most 1e-06 % \(sqnr\); the best, .*loses") as caught:
+        edge.quantize_to(model, 1e-6, folder=tmp_path / "a", **arguments)
+    losses = [float(line.split("|")[3]) for line in str(caught.value).splitlines()[3:]]
+    assert losses[-1] < losses[0]
+    budget = (losses[0] + min(losses)) / 2
+    choice = edge.quantize_to(model, budget, folder=tmp_path / "b", **arguments)
+    assert choice.tried[0].drop > budget >= choice.tried[-1].drop and choice.tried[-1].float_layers
+    assert choice.artifact == choice.tried[-1].artifact == edge.artifact.load(choice.artifact.path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(metric="accuracy"), "metric must be one of top1, agreement, sqnr; received 'accuracy'"),
+        (dict(metric="top1"), "needs labels"),
+        (dict(metric="sqnr", max_drop=-1), "received -1"),
+    ],
+)
+def test_mistakes_of_quantize_to(vit, arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        edge.quantize_to(vit[0], dataset=vit[1], folder=tmp_path, **arguments)
+
+
+# ---- images that are not what the model takes
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """16 crops (32,32,3), uint8, of the lower half of a photograph."""
+    picture = pytest.importorskip("sklearn.datasets").load_sample_images().images[0][160:]
+    return np.stack([picture[y : y + 128 : 4, x : x + 128 : 4] for y in (0, 40, 80, 120) for x in (0, 90, 180, 270)])
+
+
+WRONG = {
+    "pixels": (lambda p, normalize: p.astype("float32"), "outside of this model's"),
+    "0 to 1": (lambda p, normalize: p / np.float32(255), "normalise them"),
+    "blue first": (lambda p, normalize: normalize(p[..., ::-1]), "takes RGB"),
+}
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_calibration_is_noticed(wrong, vit, photos):
+    model, _, _, f32 = vit
+    change, message = WRONG[wrong]
+    with pytest.warns(edge.CalibrationWarning, match=message):
+        edge.litert.quantize(f32, "dynamic_int8", calibration=change(photos, model.preprocessing.normalize))
+
+
+@pytest.mark.filterwarnings("error::keras_vits.edge.CalibrationWarning")
+def test_right_calibration_is_not(vit, photos, tmp_path):
+    model, _, _, f32 = vit
+    edge.litert.quantize(f32, "dynamic_int8", calibration=model.preprocessing.normalize(photos))
+    pixels = edge.litert.export(model, tmp_path, uint8_input=True, name="pixels")
+    edge.litert.quantize(pixels, "dynamic_int8", calibration=photos)
+    with pytest.warns(edge.CalibrationWarning, match="do not divide"):
+        edge.litert.quantize(pixels, "dynamic_int8", calibration=photos // 255)
