@@ -144,6 +144,8 @@ def _checked(artifact, platform):
             f"An app classifies one grey or colour frame at a time; {artifact.path.name} takes {spec.shape}. Export a "
             "model of 1 or 3 channels with batch=1."
         )
+    if spec.layout != "nhwc":
+        raise ValueError(f"{artifact.path.name} takes channels first, and a camera gives them last: export it as nhwc.")
     if not artifact.preprocessing:
         raise ValueError(
             f"{artifact.path.name} does not know its preprocessing, so an app could not prepare a frame for it: set "

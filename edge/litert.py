@@ -24,7 +24,7 @@ from .graph import histogram, same_padding
 from .litert_metadata import add_labels, metadata
 from .litert_quantization import Preparation
 from .recipes import checked_recipe
-from .rewrite import rewrite, with_head, with_pixels
+from .rewrite import rewrite, with_head, with_layout, with_pixels
 from .trace import trace
 
 OUTPUTS = {"logits": ("logits",), "softmax": ("probabilities",), "top_k": ("scores", "classes")}
@@ -37,6 +37,7 @@ def export(
     *,
     batch=1,
     image_size=None,
+    layout="nhwc",
     uint8_input=False,
     head="logits",
     top_k=5,
@@ -54,6 +55,7 @@ def export(
         folder: where `<name>_float32.tflite` and its .json go; made if it is missing.
         batch: B, static.
         image_size: pixels, or (height, width), of the file's images, if not the model's own; see `VisionModel.resized`.
+        layout: of the file's images, `"nhwc"` or, with one transposition in the graph, `"nchw"`: (B,C,H,W).
         uint8_input: the file takes camera pixels (B,H,W,C) 0 to 255, RGB; the model's preprocessing is in the graph.
         head: `"logits"`, `"softmax"` (probabilities) or `"top_k"` (probabilities and class numbers, descending).
         top_k: how many classes `"top_k"` returns.
@@ -68,8 +70,8 @@ def export(
         An `Artifact`. Class names, when the model has them, lie in the file's metadata as `labels.txt`.
 
     Raises:
-        ValueError: an operation without a translation (named with its layer), an unknown head, layer or output, an
-            image size that the weights do not fit, or a folder that cannot be written. Nothing is half-written.
+        ValueError: an operation without a translation (named with its layer), an unknown head, layout, layer or output,
+            an image size that the weights do not fit, or a folder that cannot be written. Nothing is half-written.
     """
     _schema()
     name = name or model.name
@@ -88,12 +90,13 @@ def export(
                 "uint8_input=True needs model.preprocessing, which this model does not have. Export float32 input."
             )
         graph = with_pixels(graph, preprocessing)
-    graph = rewrite(with_head(graph, head, top_k))
+    graph = rewrite(with_layout(with_head(graph, head, top_k), layout))
     outputs = (*OUTPUTS[head], *taps)
     if len(graph.outputs) != len(outputs):  # a model of several outputs
         outputs = tuple(f"output_{i}" for i in range(len(graph.outputs)))
     image = graph.inputs[0]
-    spec = InputSpec(name=image.name, shape=image.shape, dtype=image.dtype)
+    shape = tuple(image.shape[i] for i in (0, 2, 3, 1)) if layout == "nchw" else image.shape
+    spec = InputSpec(name=image.name, shape=shape, dtype=image.dtype, layout=layout)
     about = metadata(name, spec, preprocessing, outputs, class_names, author, license, version)
     content = write(graph, outputs, about, signatures)
     path = pathlib.Path(folder) / f"{name}_float32.tflite"
@@ -157,7 +160,11 @@ def quantize(artifact, recipe, calibration=None, folder=None, *, float_layers=()
     if recipe.needs_calibration and calibration is None:
         raise ValueError(f"Recipe {recipe.name!r} needs calibration: pass some tens of real images as calibration=...")
     _import("ai_edge_quantizer.quantizer")
-    images = None if calibration is None else list(batches(calibration, artifact, "reading images"))
+    images = (
+        None
+        if calibration is None
+        else [artifact.input.as_stored(x) for x in batches(calibration, artifact, "reading images")]
+    )
     content = Preparation(artifact.path.read_bytes(), recipe, images, of_bytes, float_layers).quantized()
     mixed = f"_float{len(float_layers)}" if float_layers else ""
     path = pathlib.Path(folder or artifact.path.parent) / f"{artifact.model}_{recipe.name}{mixed}.tflite"
@@ -247,7 +254,7 @@ def _schema():
 
 def load(artifact, threads=2):
     """A `Runner` of an artifact."""
-    return Runner(artifact.path, threads)
+    return Runner(artifact.path, threads, artifact.input)
 
 
 def interpreter_class():
@@ -274,6 +281,7 @@ class Runner:
     Args:
         path: of the file.
         threads: for the interpreter.
+        spec: the artifact's `InputSpec`, for a file that does not take images as (B,H,W,C).
 
     Attributes:
         runtime: name and version of the package that runs it.
@@ -283,15 +291,16 @@ class Runner:
         ValueError: the file is not a .tflite file, is truncated, or holds an operation that the runtime lacks.
     """
 
-    def __init__(self, path, threads=2):
+    def __init__(self, path, threads=2, spec=None):
         self.interpreter, self.runtime = _interpreter(path, num_threads=threads)
         self.verified_by = self.runtime
         self.input = self.interpreter.get_input_details()[0]
+        self.as_stored = spec.as_stored if spec else np.asarray
         signatures = self.interpreter.get_signature_list()
         self.signature = next(iter(signatures), None)
 
     def run(self, images):
-        """One invocation: images (B,H,W,C) of the file's shape and dtype -> list of outputs in the file's order."""
+        """One invocation: images of the file's shape and dtype -> list of outputs in the file's order."""
         self.interpreter.set_tensor(self.input["index"], images)
         self.interpreter.invoke()
         return [self.interpreter.get_tensor(o["index"]) for o in self.interpreter.get_output_details()]
@@ -308,7 +317,7 @@ class Runner:
                 if len(chunk) < batch
                 else chunk
             )
-            found.append(self.run(padded)[0][: len(chunk)])
+            found.append(self.run(self.as_stored(padded))[0][: len(chunk)])
         return np.concatenate(found)
 
     def partitions(self):

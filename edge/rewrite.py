@@ -57,9 +57,32 @@ def with_pixels(graph, preprocessing):
         x = append("reverse", x, axes=(3,))
     x = append("add", x, constant(-_per_channel(preprocessing.mean, channels), f"{old.name}/mean"))
     x = append("mul", x, constant(1 / _per_channel(preprocessing.std, channels), f"{old.name}/std"))
-    swap = lambda values: [x if v is old else v for v in values]
-    nodes += [Node(n.op, tuple(swap(n.inputs)), n.outputs, n.attrs, n.layer) for n in graph.nodes]
-    return Graph([pixels], swap(graph.outputs), nodes, graph.name)
+    return _replaced(graph, old, pixels, nodes)
+
+
+def with_layout(graph, layout):
+    """The Graph with images (B,H,W,C) as its input (`"nhwc"`) or (B,C,H,W) (`"nchw"`)."""
+    if layout == "nhwc":
+        return graph
+    if layout != "nchw" or len(graph.inputs[0].shape) != 4:
+        raise ValueError(f'layout must be "nhwc", or "nchw" for a model of images; received {layout!r}.')
+    old = graph.inputs[0]
+    image = Value(old.name, tuple(old.shape[i] for i in (0, 3, 1, 2)), old.dtype)
+    read, nodes = image, []
+    if old.dtype == "uint8":  # XNNPACK transposes floats: pixels are read first
+        scale = next(n for n in graph.nodes if n.op == "dequantize" and n.inputs == (old,))
+        nodes = [make_node("dequantize", (image,), scale.attrs, old.name)]
+        read, old = nodes[0].output, scale.output
+        graph = Graph(graph.inputs, graph.outputs, [n for n in graph.nodes if n is not scale], graph.name)
+    nodes.append(make_node("transpose", (read,), dict(perm=(0, 2, 3, 1)), image.name))
+    return _replaced(graph, old, image, nodes)
+
+
+def _replaced(graph, old, new, nodes):
+    """The Graph with another input, from which the nodes compute what the old one was."""
+    swap = lambda values: [nodes[-1].output if v is old else v for v in values]
+    nodes = [*nodes, *(Node(n.op, tuple(swap(n.inputs)), n.outputs, n.attrs, n.layer) for n in graph.nodes)]
+    return Graph([new], swap(graph.outputs), nodes, graph.name)
 
 
 def _per_channel(values, channels):

@@ -117,7 +117,7 @@ def sensitivity(model, calibration, recipe="static_int8"):
     if hasattr(model, "predict"):
         with tempfile.TemporaryDirectory() as folder:
             return sensitivity(litert.export(model, folder), calibration, recipe.name)
-    images = list(batches(calibration, model, "reading images"))
+    images = [model.input.as_stored(x) for x in batches(calibration, model, "reading images")]
     preparation = Preparation(model.path.read_bytes(), recipe, images, litert.of_bytes)
     images = images[:COMPARED]
     expected = outputs(litert.of_bytes(preparation.content), images)

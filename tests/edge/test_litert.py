@@ -418,6 +418,27 @@ def test_another_image_size(tmp_path):
 
 
 @pytest.mark.once
+@pytest.mark.filterwarnings("ignore:The calibration images")
+@pytest.mark.parametrize("pixels", [False, True])
+def test_channels_first(pixels, tmp_path):
+    model = VIT.create()
+    x = RANDOM.integers(0, 256, (8, *model.input_shape[1:]), dtype=np.uint8) if pixels else images(model, 8)
+    f32 = edge.litert.export(model, tmp_path, layout="nchw", batch=2, uint8_input=pixels)
+    assert f32.input.shape == (2, *model.input_shape[1:])
+    assert list(signatures(f32)["serving_default"]["inputs"]) == ["image"]
+    assert litert.Runner(f32.path).input["shape"].tolist() == [2, 3, *model.input_shape[1:3]]
+    check = edge.verify(f32, against=model, images=x)
+    assert check.max_abs_error < 1e-4 and check.partitions == 1 and not check.gpu_offenders
+    plain = edge.litert.export(model, tmp_path, batch=2, uint8_input=pixels, name="plain")
+    same = litert.load(edge.litert.quantize(plain, "static_int8", x)).predict(x)
+    first = edge.litert.quantize(edge.artifact.load(f32.path), "static_int8", x)
+    assert edge.verify(first, same, x).sqnr_db > 40
+    assert edge.benchmark([first], min_runs=1, min_seconds=0, warmup_seconds=0)[0].median_ms > 0
+    with pytest.raises(ValueError, match="layout must be"):
+        edge.litert.export(model, tmp_path, layout="NCHW ")
+
+
+@pytest.mark.once
 def test_texts_in_the_metadata(tmp_path):
     content = edge.litert.export(
         VIT.create(), tmp_path, author="A. Nonymous", license="Apache-2.0", version="3.1"
