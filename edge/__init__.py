@@ -5,6 +5,7 @@ from .artifact import Artifact
 from .benchmark import Latency, benchmark, ratio
 from .bundle import Bundle, bundle
 from .calibration import CalibrationWarning
+from .qat import qat
 from .quantize_to import Choice, Trial, quantize_to
 from .report import Row, report
 from .sensitivity import LayerNoise, Sensitivity, sensitivity
@@ -28,6 +29,7 @@ __all__ = [
     "coreml",
     "keras_file",
     "litert",
+    "qat",
     "quantize_to",
     "ratio",
     "report",

@@ -1,0 +1,268 @@
+"""Quantization-aware fine-tuning: a model that trains with the rounding errors which its phone file will have.
+
+In the forward pass each dense layer and convolution computes as in the file: its kernel is rounded to the recipe's
+integers, on the same grid and with the same ties, after the gains of the norm before it have been folded in as
+`rewrite` folds them, and its inputs are rounded as the runtime rounds them. The backward pass sees no rounding
+(straight-through estimator, arXiv 1308.3432). Variables are the float ones, under the same paths: what is saved or
+exported is the plain model, and quantizing that gives the file that was trained for.
+"""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable
+
+import keras
+from keras import layers, ops
+
+from keras_vits.model import VisionModel
+
+from . import litert
+from .calibration import batches
+from .litert_quantization import File, observe, plan
+from .recipes import checked_recipe
+from .rewrite import is_constant, rewrite
+from .trace import trace
+
+SMALLEST_GAIN = 1e-6  # of a norm, to divide by
+
+
+def qat(model, recipe, calibration=None):
+    """A copy of a model to fine-tune for a recipe, in a few epochs at a tenth of the usual learning rate.
+
+    It computes what the quantized file will, in training and out of it, and is otherwise the same: `fit` trains it,
+    `save` writes the plain model, `litert.export` a float32 file. `litert.quantize` that one with the same recipe, and
+    without calibration images unless the recipe is static: with them it would round the weights in another way.
+
+    Args:
+        model: a `VisionModel`, usually a trained one; it stays as it is, and adapters are merged in the copy.
+        recipe: name of a LiteRT recipe of integers, such as `"weight_int4"`.
+        calibration: images as `litert.quantize` takes them, for a static recipe alone: the ranges of the layers' inputs
+            are chosen on them and stay. Call `qat` again to choose them anew.
+
+    Returns:
+        A `VisionModel` of the same class and configuration, from images (B,H,W,C) to logits (B,K). It is not compiled.
+        Models made from it (`load_model`, `reset_head`, `resized`) are plain.
+
+    Raises:
+        ValueError: not a `VisionModel`, an unknown recipe or one without integers, or calibration that is missing,
+            empty or of another shape.
+    """
+    recipe = checked_recipe(recipe, "litert")
+    if not recipe.is_integer:
+        raise ValueError(f"Recipe {recipe.name!r} rounds no layer to integers: choose 'weight_int4', for example.")
+    if recipe.needs_calibration and calibration is None:
+        raise ValueError(f"Recipe {recipe.name!r} needs calibration: pass some tens of real images as calibration=...")
+    if not isinstance(model, VisionModel):
+        raise ValueError(f"Only a VisionModel can be fine-tuned for a recipe; received {type(model).__name__}.")
+    model = model.merge_lora()
+    traced = trace(model)
+    written = rewrite(traced)
+    file = File(litert.write(written))
+    planned = plan(file, recipe.litert)
+    ranges = _ranges(model, file, planned, calibration) if recipe.needs_calibration else {}
+    gains = _gains(model, traced, written)
+    planned = {layer.name: layer for layer in planned}  # a projection that was split has the same settings in each part
+    for layer in model._flatten_layers():
+        path = layer.kernel.path.removesuffix("/kernel") if isinstance(layer, tuple(ROUNDED)) else None
+        if path in planned:
+            found = planned[path]
+            inputs = "each" if found.dynamic else ranges.get(found.x)
+            layer.rounding = Rounding(found.bits, inputs, *gains.get(path, (None, None)))
+            layer.__class__ = _rounded(type(layer))
+    return model
+
+
+def _ranges(model, file, planned, calibration):
+    """Number of the file's tensor -> (low, high), for the inputs of layers with 8-bit activations."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = list(batches(calibration, litert.export(model, folder), "reading images"))
+    planned = [layer for layer in planned if layer.activation_bits]
+    seen = observe(file, planned, images, litert.of_bytes)
+    return {layer.x: tuple(map(float, seen[layer.x].histogram.range("mse"))) for layer in planned}
+
+
+def _gains(model, traced, written):
+    """Layer -> (gain, shift or None), variables (I) of the norm before it that `rewrite` folds into its weights."""
+    variables = {v.path: v for v in model.weights}
+    kept = {constant.name for constant in written.constants()}
+    made = {value: node for node in traced.nodes for value in node.outputs}
+
+    def variable(value):
+        """The one that a constant holds, by name or, where it got another shape, by the layer and its data."""
+        if value.name in variables:
+            return variables[value.name]
+        layer, data = value.name.rpartition("/")[0], value.data.reshape(-1)
+        own = [v for v in model.weights if v.path.rpartition("/")[0] == layer and math.prod(v.shape) == data.size]
+        return next((v for v in own if (ops.convert_to_numpy(v).reshape(-1) == data).all()), None)
+
+    def split(node, op):
+        """(what computes the other operand, constant) of such an operation with one; (node, None) of any other."""
+        for x, c in (node.inputs, node.inputs[::-1]) if node is not None and node.op == op else ():
+            if is_constant(c):
+                return made.get(x), c
+        return node, None
+
+    found = {}
+    for node in traced.nodes:
+        if node.op not in ("dense", "conv2d"):
+            continue
+        before = made.get(node.inputs[0])
+        while before is not None and before.op in ("reshape", "slice"):
+            before = made.get(before.inputs[0])
+        before, shift = split(before, "add")
+        if before is not None and before.op == "layer_norm":
+            gain, shift = before.inputs[1:]
+        else:
+            before, gain = split(before, "mul")
+        if gain is not None and gain.name not in kept and (scale := variable(gain)) is not None:
+            path = node.inputs[1].name.removesuffix("/kernel")
+            found[path] = scale, None if shift is None else variable(shift)
+    return found
+
+
+# ---------------------------------------------------------------- what the file computes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rounding:
+    """How a layer computes in the file.
+
+    Attributes:
+        bits: of a weight.
+        inputs: what the 8 bits of its inputs range over: `"each"` token or pixel (the whole image, for a kernel of more
+            than one pixel), a fixed (low, high), or `None` where they stay in float.
+        gain: variable (I) of the norm before the layer whose gains the file has in its weights, or `None`.
+        shift: the same of the norm's offsets, which the file has in its bias.
+    """
+
+    bits: int
+    inputs: str | tuple[float, float] | None = None
+    gain: keras.Variable | None = None
+    shift: keras.Variable | None = None
+
+    def __call__(self, linear: Callable, x, kernel, axes=None, windows=False):
+        """linear(x, kernel) with both rounded.
+
+        Args:
+            linear: (x, kernel) -> y, linear in both.
+            x: (B,...,I).
+            kernel: (...,I,O), or (height,width,I,multiplier) of a depthwise convolution.
+            axes: of the kernel that one scale holds for; all but the last by default.
+            windows: whether an output needs more, or less, than each pixel: XNNPACK makes a matrix product of the rest.
+        """
+        dtype, x, offset = x.dtype, ops.cast(x, "float32"), None
+        if self.gain is not None:
+            if self.shift is not None:
+                shift = _fixed(self.shift)
+                x, offset = x - shift, ops.sum(ops.cast(kernel, "float32") * shift[:, None], axes or _inputs(kernel))
+            x = x / self._gain()
+        x = self._rounded(x, tuple(range(1, len(x.shape))) if windows else -1)
+        y = linear(ops.cast(x, dtype), ops.cast(self.weights(kernel, axes), dtype))
+        return y if offset is None else y + ops.cast(offset, dtype)
+
+    def weights(self, kernel, axes=None):
+        """The kernel as the file has it, gains of the norm included."""
+        kernel, axes = ops.cast(kernel, "float32"), axes or _inputs(kernel)
+        if self.gain is not None:
+            kernel = kernel * self._gain()[:, None]
+        return straight_through(round_weight(kernel, self.bits, axes), kernel)
+
+    def _gain(self):
+        gain = _fixed(self.gain)
+        return ops.where(ops.abs(gain) < SMALLEST_GAIN, SMALLEST_GAIN, gain)
+
+    def _rounded(self, x, axes):
+        if self.inputs is None:
+            return x
+        if self.inputs == "each":
+            low, high = (f(ops.stop_gradient(x), axes, keepdims=True) for f in (ops.min, ops.max))
+        else:
+            low, high = self.inputs
+            x = ops.clip(x, low, high)
+        return straight_through(fake_quantize(x, low, high), x)
+
+
+def _inputs(kernel):
+    """Its axes but the last."""
+    return tuple(range(len(kernel.shape) - 1))
+
+
+def _fixed(variable):
+    """Its value (I), which gets no gradient: the norm, whose output has it too, does."""
+    return ops.reshape(ops.stop_gradient(ops.cast(variable, "float32")), (-1,))
+
+
+def straight_through(rounded, x):
+    """The value of the one, exactly, with the gradient of the other."""
+    return ops.stop_gradient(rounded) + (x - ops.stop_gradient(x))
+
+
+def round_weight(kernel, bits, axes):
+    """`quantization.round_weight` of a Keras kernel: to the nearest, with one scale along the axes."""
+    most = 2 ** (bits - 1)
+    scale = ops.maximum(ops.max(ops.abs(kernel), axes, keepdims=True), 1e-9) / (most - 1)
+    return ops.clip(ops.round(kernel / scale), -most + (bits >= 8), most - 1) * scale
+
+
+def fake_quantize(x, low, high):
+    """`quantization.fake_quantize`: to the nearest of 256 values from low to high, of which zero is one."""
+    low, high = ops.minimum(low, 0.0), ops.maximum(high, 0.0)
+    scale = ops.maximum((high - low) / 255, 1e-9)
+    zero = ops.round(low / scale)
+    return ops.clip(ops.round(x / scale), zero, zero + 255) * scale
+
+
+# ---------------------------------------------------------------- layers; symbolic tensors (a trace's) see plain ones
+
+
+class RoundedDense(layers.Dense):
+    """(B,...,I) -> (B,...,O): a dense layer as the file computes it."""
+
+    def call(self, x, training=None):
+        if isinstance(x, keras.KerasTensor):
+            return super().call(x)
+        return _finished(self, self.rounding(ops.matmul, x, self.kernel))
+
+
+class RoundedConv2D(layers.Conv2D):
+    """(B,H,W,I) -> (B,H',W',O): a convolution as the file computes it."""
+
+    def convolution_op(self, inputs, kernel):
+        if isinstance(inputs, keras.KerasTensor):
+            return super().convolution_op(inputs, kernel)
+        windows = (*self.kernel_size, *self.strides) != (1, 1, 1, 1)
+        return self.rounding(super().convolution_op, inputs, kernel, windows=windows)
+
+
+class RoundedDepthwiseConv2D(layers.DepthwiseConv2D):
+    """(B,H,W,I) -> (B,H',W',O): a depthwise convolution as the file computes it."""
+
+    def call(self, inputs):
+        if isinstance(inputs, keras.KerasTensor):
+            return super().call(inputs)
+
+        def linear(x, kernel):
+            return ops.depthwise_conv(x, kernel, self.strides, self.padding, self.data_format, self.dilation_rate)
+
+        return _finished(self, self.rounding(linear, inputs, self.kernel, axes=(0, 1)))
+
+
+ROUNDED = {
+    layers.Dense: RoundedDense,
+    layers.Conv2D: RoundedConv2D,
+    layers.DepthwiseConv2D: RoundedDepthwiseConv2D,
+}
+
+
+def _finished(layer, y):
+    y = y if layer.bias is None else y + layer.bias
+    return y if layer.activation is None else layer.activation(y)
+
+
+def _rounded(cls):
+    """The rounded form of a layer's class, under its name: Keras finds variables in a file by names of classes. A class
+    that prepares its kernel passes the prepared kernel on to it.
+    """
+    base = next(rounded for plain, rounded in ROUNDED.items() if issubclass(cls, plain))
+    return type(cls.__name__, (base,) if cls in ROUNDED else (cls, base), {})
