@@ -24,7 +24,7 @@ COLUMNS = {
     "partitions": lambda row: "" if row["partitions"] is None else str(row["partitions"]),
     "verified by": lambda row: row["verified_by"],
 }
-RECIPES = ("float32", "float16", "dynamic_int8", "static_int8")
+SHOWN = ("float32", "float16", "dynamic_int8", "static_int8")
 
 
 def table(header, rows):
@@ -38,7 +38,7 @@ def accuracies(records):
         for row in record["rows"]:
             if row["format"] == "litert":
                 found.setdefault((record["backend"], row["model"]), {})[row["recipe"]] = f"{row['top1']:.1%}"
-    return [[*key, *(by_recipe[recipe] for recipe in RECIPES)] for key, by_recipe in found.items()]
+    return [[*key, *(by_recipe[recipe] for recipe in SHOWN)] for key, by_recipe in found.items()]
 
 
 def demo():
@@ -48,7 +48,7 @@ def demo():
     environment = record["environment"]
     where = f"{environment['cpu']}, {environment['cores']} cores, {record['backend']} backend; 500 held-out digits.\n\n"
     files = table(list(COLUMNS), [[cell(row) for cell in COLUMNS.values()] for row in record["rows"]])
-    others = table(["trained on", "model", *(f"litert {recipe}" for recipe in RECIPES)], accuracies(records))
+    others = table(["trained on", "model", *(f"litert {recipe}" for recipe in SHOWN)], accuracies(records))
     return f"{where}{files}\nThe same job on every backend, top-1 of the LiteRT files:\n\n{others}"
 
 
@@ -74,7 +74,26 @@ def models():
     return table(["family", "such as", "variants", "published weights", "paper"], [*rows, total])
 
 
-SECTIONS = {"demo": demo, "models": models}
+def recipes():
+    """A row for each way to quantize."""
+    from keras_vits.edge.recipes import RECIPES
+
+    formats = {"litert": "LiteRT", "coreml": "Core ML"}
+    return table(
+        ["recipe", "file", "what it does", "calibration"],
+        [
+            [
+                f"`{recipe.name}`",
+                ", ".join(formats[f] for f in recipe.formats),
+                recipe.description,
+                "needed" if recipe.needs_calibration else "of use" if recipe.is_integer else "",
+            ]
+            for recipe in RECIPES.values()
+        ],
+    )
+
+
+SECTIONS = {"demo": demo, "models": models, "recipes": recipes}
 
 
 def updated(readme):

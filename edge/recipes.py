@@ -73,7 +73,7 @@ RECIPES = {
         Recipe(
             name="dynamic_int8",
             formats=("litert",),
-            description="8-bit weights, activations quantized as they come: no calibration",
+            description="8-bit weights, activations quantized as they come",
             litert=_entries((DENSE, CONV), _tensor(8)),
         ),
         Recipe(

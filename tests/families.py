@@ -1,14 +1,26 @@
 """The one place a family is entered: every contract test runs over this list and the registry."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
 
 import keras
 import numpy as np
+from keras.src.backend.common import global_state
 
 import keras_vits
 from keras_vits import registry
+
+
+@contextlib.contextmanager
+def without_weights():
+    """Models that are made here have no weights: any size of them is affordable."""
+    with keras.StatelessScope(initialize_variables=False):
+        yield
+    global_state.set_global_attribute(
+        "uninitialized_variables", []
+    )  # Keras would make them at the end of its next scope
 
 
 def nested(name):
