@@ -7,6 +7,7 @@ import pathlib
 
 import linear_attention
 import litert_graph
+import quantization
 import training_speed
 
 RESULTS = pathlib.Path(__file__).with_name("RESULTS.md")
@@ -14,7 +15,13 @@ HEAD = ["# Results", "", "Written by `benchmarks/results.py` from `results/*.jso
 
 
 def text():
-    lines = [*HEAD, *litert_graph.section(), *linear_attention.section(), *training_speed.section()]
+    lines = [
+        *HEAD,
+        *litert_graph.section(),
+        *quantization.section(),
+        *linear_attention.section(),
+        *training_speed.section(),
+    ]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
