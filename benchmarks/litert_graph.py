@@ -42,6 +42,10 @@ CHOICES = {  # name -> (what is different, what was predicted)
         "keys transposed before their product with the queries",
         "slower: a pass over the keys, which the product can read either way",
     ),
+    "split_heads": (
+        "attention head by head: slices, products of matrices, a concat",
+        "slower: slices and concat copy what a batch matrix product reads in place",
+    ),
     "keras_export": (
         "Keras' own model.export(format='litert'), static batch",
         "slower: both of the above, and six operations more in every LayerNorm",
@@ -95,6 +99,19 @@ def measure(folder):
             b = sweep.new("transpose", b, perm=(*range(rank - 2), rank - 1, rank - 2))
             return sweep.new("matmul", a, b, name=node.output.name, **{**node.attrs, "transpose_b": False})
 
+    def split_heads(sweep, node):
+        """A rule: matmul of (B,h,M,k) and (B,h,k,N) -> h of them, concatenated."""
+        heads = node.output.shape[1] if len(node.output.shape) == 4 else 1
+        if heads == 1 or any(v.data is not None or v.shape[1] != heads for v in node.inputs):
+            return None
+
+        def part(x, i):
+            (b, _, *rest), ones = x.shape, (1, 1, 1, 1)
+            return sweep.new("slice", x, begin=(0, i, 0, 0), end=(b, i + 1, *rest), strides=ones)
+
+        parts = [sweep.new("matmul", *(part(x, i) for x in node.inputs), **node.attrs) for i in range(heads)]
+        return sweep.new("concat", *parts, axis=1, name=node.output.name)
+
     def bare_norm(w, node):
         """Writes (x - mean) * rsqrt(mean((x - mean)^2) + epsilon)."""
         value, *affine = node.inputs
@@ -133,6 +150,8 @@ def measure(folder):
             files["dense_as_conv"] = edge.litert.export(model, folder, name=f"{name}_conv")
         with rules(matmul=(transposed_keys,)):
             files["transposed_keys"] = edge.litert.export(model, folder, name=f"{name}_keys")
+        with rules(matmul=(split_heads,)):
+            files["split_heads"] = edge.litert.export(model, folder, name=f"{name}_heads")
         if keras.backend.backend() == "tensorflow":
             path = pathlib.Path(folder) / f"{name}_keras.tflite"
             spec = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")
