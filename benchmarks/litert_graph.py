@@ -48,7 +48,7 @@ CHOICES = {  # name -> (what is different, what was predicted)
     ),
     "keras_export": (
         "Keras' own model.export(format='litert'), static batch",
-        "slower: both of the above, and six operations more in every LayerNorm",
+        "slower: q, k and v in one product, gains and offsets as operations, every token in the last block",
     ),
     "dynamic_int8": (
         "recipe dynamic_int8",
