@@ -29,6 +29,11 @@ class InputSpec:
     dtype: str = "float32"
     layout: str = "nhwc"
 
+    @property
+    def stored_shape(self):
+        """The shape that the file has for it."""
+        return tuple(self.shape[i] for i in (0, 3, 1, 2)) if self.layout == "nchw" else self.shape
+
     def as_stored(self, images):
         """Images (B,H,W,C) as the file takes them."""
         return np.ascontiguousarray(np.moveaxis(images, 3, 1)) if self.layout == "nchw" else images
@@ -134,6 +139,14 @@ def sha256(path):
 
 def size(path):
     return sum(file.stat().st_size for file in _files(path))
+
+
+def remake(artifact, path, **changes):
+    """An Artifact like this one of another file just written, saved beside it."""
+    kept = {f.name: getattr(artifact, f.name) for f in dataclasses.fields(artifact)}
+    for name in ("path", "sha256", "size_bytes"):
+        del kept[name]
+    return make(path, **{**kept, **changes})
 
 
 @contextlib.contextmanager

@@ -187,8 +187,7 @@ class _Child:
     def __enter__(self):
         artifact, environment = self.artifact, dict(os.environ)
         order = {"format": artifact.format, "path": str(artifact.path.absolute()), "threads": self.threads}
-        order |= {"shape": artifact.input.as_stored(np.empty(artifact.input.shape, bool)).shape}
-        order["dtype"] = artifact.input.dtype
+        order |= {"shape": artifact.input.stored_shape, "dtype": artifact.input.dtype}
         if artifact.format == "litert":
             interpreter, order["runtime"] = litert.interpreter_class()
             order["interpreter"] = interpreter.__module__

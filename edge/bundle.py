@@ -24,6 +24,7 @@ from keras_vits.preprocess import Preprocessing
 from . import artifact as artifacts
 from . import coreml, litert
 from .artifact import Artifact
+from .calibration import pictures as listed
 
 PICTURES = 10
 TEMPLATES = pathlib.Path(__file__).with_name("bundle_templates")
@@ -161,10 +162,7 @@ def _empty(folder):
 def _pictures(images, preprocessing):
     """The first ten pictures of a folder or of arrays, as pixels (N,h,w,C)."""
     if isinstance(images, (str, pathlib.Path)):
-        from PIL import Image
-
-        readable = Image.registered_extensions()
-        images = sorted(p for p in pathlib.Path(images).rglob("*") if p.suffix.lower() in readable)
+        images = listed(images)
     if not len(images):
         raise ValueError("There are no pictures for the self-test: give ten, or none at all for generated ones.")
     return np.stack([preprocessing.pixels(picture) for picture in images[:PICTURES]])

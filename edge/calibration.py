@@ -17,14 +17,15 @@ class CalibrationWarning(UserWarning):
     """Calibration images that do not look like what the model takes: their range or colour order is another."""
 
 
-def batches(calibration, artifact, description):
-    """Yields arrays (B,H,W,C) of the artifact's input shape and dtype, with a progress bar when it takes long.
+def batches(calibration, spec, preprocessing, description):
+    """Yields arrays of a file's input shape, dtype and layout, with a progress bar when it takes long.
 
     Args:
         calibration: an array (N,H,W,C); an iterable that yields such arrays or (images, labels) pairs, as `tf.data`,
-            a PyTorch `DataLoader` and `keras.utils.PyDataset` do; or a folder of pictures, read with the artifact's
+            a PyTorch `DataLoader` and `keras.utils.PyDataset` do; or a folder of pictures, read with the
             preprocessing.
-        artifact: whose input the images are for.
+        spec: the `InputSpec` that the images are for.
+        preprocessing: fields of the model's `Preprocessing`, or {} where it is not known.
         description: of the progress bar.
 
     Raises:
@@ -33,34 +34,33 @@ def batches(calibration, artifact, description):
     Warns:
         CalibrationWarning: after the last one, if their statistics do not match the model's normalisation.
     """
-    shape = artifact.input.shape
     count = None
     if isinstance(calibration, (str, pathlib.Path)):
-        calibration = _folder(pathlib.Path(calibration), artifact)
+        calibration = _folder(pathlib.Path(calibration), spec, preprocessing)
     elif hasattr(calibration, "shape"):
-        count = -(-len(calibration) // shape[0])
+        count = -(-len(calibration) // spec.shape[0])
         calibration = [calibration]
     seen = []  # (smallest, largest, mean of every channel) of each image
-    for x in progress(_regroup(calibration, shape, artifact.input.dtype), description, count):
+    for x in progress(_regroup(calibration, spec.shape, spec.dtype), description, count):
         seen += [(image.min(), image.max(), image.mean((0, 1))) for image in x]
-        yield x
+        yield spec.as_stored(x)
     if not seen:
         raise ValueError("The calibration set is empty: pass some tens of real images.")
-    if artifact.preprocessing and (doubt := _doubt(seen, artifact)):
+    if preprocessing and (doubt := _doubt(seen, spec, preprocessing)):
         warnings.warn(f"{doubt} Quantized on such images, the file will not fit real ones.", CalibrationWarning, 2)
 
 
-def _doubt(seen, artifact):
+def _doubt(seen, spec, preprocessing):
     """What is odd about the images, in a sentence, or `None`."""
     low, high = float(min(s[0] for s in seen)), float(max(s[1] for s in seen))
     found = f"The calibration images lie between {low:.3g} and {high:.3g}"
     means = np.stack([s[2] for s in seen])
-    if artifact.input.dtype != "float32":
+    if spec.dtype != "float32":
         means = means / 255
         if high <= 1:
             return f"{found}, but this file takes pixels, 0 to 255: do not divide them."
     else:
-        mean, std = (np.resize(artifact.preprocessing[k], artifact.input.shape[3]) for k in ("mean", "std"))
+        mean, std = (np.resize(preprocessing[k], spec.shape[3]) for k in ("mean", "std"))
         bounds = np.array([-mean / std, (1 - mean) / std])
         first, last = float(bounds.min()), float(bounds.max())
         slack = 0.05 * (last - first)
@@ -69,7 +69,7 @@ def _doubt(seen, artifact):
         if low >= 0 and high <= 1 and first < -4 * slack:
             return f"{found}, but this model takes {first:.3g} to {last:.3g}: normalise them with its preprocessing."
         means = means * std + mean
-    order = artifact.preprocessing["channel_order"] if artifact.input.dtype == "float32" else "rgb"
+    order = preprocessing["channel_order"] if spec.dtype == "float32" else "rgb"
     if means.shape[1] == 3 and len(means) >= MANY:
         blue_over_red = means @ ([-1, 0, 1] if order == "rgb" else [1, 0, -1])
         if np.mean(blue_over_red > 0) > 0.75 and blue_over_red.mean() > BLUISH:
@@ -106,18 +106,20 @@ def items(source):
     return source
 
 
-def _folder(folder, artifact):
+def pictures(folder):
+    """Paths of the pictures in a folder and the folders in it, sorted; none where there is no folder."""
     from PIL import Image
 
-    files = (
-        sorted(p for p in folder.rglob("*") if p.suffix.lower() in Image.registered_extensions())
-        if folder.is_dir()
-        else []
-    )
+    readable, folder = Image.registered_extensions(), pathlib.Path(folder)
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in readable) if folder.is_dir() else []
+
+
+def _folder(folder, spec, preprocessing):
+    files = pictures(folder)
     if not files:
         raise ValueError(f"No pictures in {folder}: calibration needs a folder with some tens of real images.")
-    if not artifact.preprocessing:
+    if not preprocessing:
         raise ValueError("This file does not know its preprocessing: pass calibration images as an array.")
-    preprocessing = Preprocessing(**artifact.preprocessing)
-    read = preprocessing.pixels if artifact.input.dtype == "uint8" else preprocessing
+    preprocessing = Preprocessing(**preprocessing)
+    read = preprocessing.pixels if spec.dtype == "uint8" else preprocessing
     return (read(file)[None] for file in files)

@@ -24,6 +24,7 @@ from .coreml_graph import fuse_attention, neural_engine
 from .graph import constant, make_node
 from .mlprogram import Program, coremltools
 from .recipes import checked_recipe
+from .rewrite import rewrite, with_head, with_input
 
 PRECISIONS = ("float16", "float32")
 LAYOUTS = ("default", "ane")
@@ -105,7 +106,6 @@ def export(
 
     from keras_vits import __version__
 
-    from .rewrite import rewrite, with_head
     from .trace import trace
 
     _check("precision", precision, PRECISIONS)
@@ -202,12 +202,8 @@ def with_image(graph, preprocessing):
     if np.all(std == std[0]):
         return graph, Pixels(scale=float(1 / 255 / std[0]), bias=tuple((-mean / std[0]).tolist()), order=order)
     scaled = make_node("mul", (image, constant(1 / std, f"{image.name}/std")), {}, image.name)
-    swap = lambda values: tuple(scaled.output if v is image else v for v in values)
-    nodes = [scaled, *(dataclasses.replace(n, inputs=swap(n.inputs)) for n in graph.nodes)]
-    outputs = list(swap(graph.outputs))
-    return dataclasses.replace(graph, nodes=nodes, outputs=outputs), Pixels(
-        scale=1 / 255, bias=tuple((-mean).tolist()), order=order
-    )
+    graph = with_input(graph, image, image, [scaled])
+    return graph, Pixels(scale=1 / 255, bias=tuple((-mean).tolist()), order=order)
 
 
 def write(graph, *, precision="float16", target=None, layout="default", pixels=None, labels=(), outputs=None):
@@ -839,19 +835,15 @@ def quantize(artifact, recipe, calibration=None):
     with artifacts.alone(path.parent):
         with artifacts.writing(path) as temporary:
             compressed.save(str(temporary))
-        fields = {f.name: getattr(artifact, f.name) for f in dataclasses.fields(artifact)}
-        fields |= {"path": path, "recipe": recipe, "tools": {**artifact.tools, "coremltools": ct.__version__}}
-        del fields["sha256"], fields["size_bytes"]
-        return artifacts.make(**fields)
+        return artifacts.remake(artifact, path, recipe=recipe, tools={**artifact.tools, "coremltools": ct.__version__})
 
 
 def _images(artifact, calibration):
     """Calibration images as the evaluator of the file takes them."""
     spec = artifact.input
     picture = spec.dtype == "image"
-    if picture:
-        artifact = dataclasses.replace(artifact, input=dataclasses.replace(spec, dtype="uint8"))
-    for x in batches(calibration, artifact, f"Calibrating {artifact.model}"):
+    pixels = dataclasses.replace(spec, dtype="uint8") if picture else spec
+    for x in batches(calibration, pixels, artifact.preprocessing, f"Calibrating {artifact.model}"):
         yield {spec.name: x if picture else x[None]}
 
 

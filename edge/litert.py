@@ -160,11 +160,9 @@ def quantize(artifact, recipe, calibration=None, folder=None, *, float_layers=()
     if recipe.needs_calibration and calibration is None:
         raise ValueError(f"Recipe {recipe.name!r} needs calibration: pass some tens of real images as calibration=...")
     _import("ai_edge_quantizer.quantizer")
-    images = (
-        None
-        if calibration is None
-        else [artifact.input.as_stored(x) for x in batches(calibration, artifact, "reading images")]
-    )
+    images = None
+    if calibration is not None:
+        images = list(batches(calibration, artifact.input, artifact.preprocessing, "reading images"))
     content = Preparation(artifact.path.read_bytes(), recipe, images, of_bytes, float_layers).quantized()
     mixed = f"_float{len(float_layers)}" if float_layers else ""
     path = pathlib.Path(folder or artifact.path.parent) / f"{artifact.model}_{recipe.name}{mixed}.tflite"
@@ -175,19 +173,7 @@ def quantize(artifact, recipe, calibration=None, folder=None, *, float_layers=()
             "litert_runtime": runtime,
             "ai_edge_quantizer": importlib.metadata.version("ai-edge-quantizer"),
         }
-        return artifacts.make(
-            path,
-            format="litert",
-            recipe=recipe.name,
-            model=artifact.model,
-            input=artifact.input,
-            outputs=artifact.outputs,
-            class_names=artifact.class_names,
-            preprocessing=artifact.preprocessing,
-            head=artifact.head,
-            tools=tools,
-            operations=artifact.operations,
-        )
+        return artifacts.remake(artifact, path, recipe=recipe.name, tools=tools)
 
 
 def of_bytes(content, keep=False):

@@ -379,10 +379,7 @@ def _widen(file, layers, seen, below_db):
     """16 bits for the activations of layers whose outputs would have less signal over the noise of 8 bits."""
     for layer in layers:
         if layer.activation_bits == 8 and _noise(file, layer, seen) * 10 ** (below_db / 10) > _signal(seen[layer.y]):
-            layer.config = {
-                **layer.config,
-                "op_config": {**layer.config["op_config"], "activation_tensor_config": WIDE},
-            }
+            layer.config = _changed(layer.config, activation_tensor_config=WIDE)
 
 
 def _noise(file, layer, seen):

@@ -9,7 +9,6 @@ exported is the plain model, and quantizing that gives the file that was trained
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Callable
 
 import keras
@@ -18,6 +17,7 @@ from keras import layers, ops
 from keras_vits.model import VisionModel
 
 from . import litert
+from .artifact import InputSpec
 from .calibration import batches
 from .litert_quantization import File, observe, plan
 from .recipes import checked_recipe
@@ -60,7 +60,7 @@ def qat(model, recipe, calibration=None):
     written = rewrite(traced)
     file = File(litert.write(written))
     planned = plan(file, recipe.litert)
-    ranges = _ranges(model, file, planned, calibration) if recipe.needs_calibration else {}
+    ranges = _ranges(model, traced.inputs[0], file, planned, calibration) if recipe.needs_calibration else {}
     gains = _gains(model, traced, written)
     planned = {layer.name: layer for layer in planned}  # a projection that was split has the same settings in each part
     for layer in model._flatten_layers():
@@ -73,10 +73,10 @@ def qat(model, recipe, calibration=None):
     return model
 
 
-def _ranges(model, file, planned, calibration):
+def _ranges(model, image, file, planned, calibration):
     """Number of the file's tensor -> (low, high), for the inputs of layers with 8-bit activations."""
-    with tempfile.TemporaryDirectory() as folder:
-        images = list(batches(calibration, litert.export(model, folder), "reading images"))
+    spec = InputSpec(name=image.name, shape=image.shape, dtype=image.dtype)
+    images = list(batches(calibration, spec, dataclasses.asdict(model.preprocessing), "reading images"))
     planned = [layer for layer in planned if layer.activation_bits]
     seen = observe(file, planned, images, litert.of_bytes)
     return {layer.x: tuple(map(float, seen[layer.x].histogram.range("mse"))) for layer in planned}

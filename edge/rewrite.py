@@ -57,7 +57,7 @@ def with_pixels(graph, preprocessing):
         x = append("reverse", x, axes=(3,))
     x = append("add", x, constant(-_per_channel(preprocessing.mean, channels), f"{old.name}/mean"))
     x = append("mul", x, constant(1 / _per_channel(preprocessing.std, channels), f"{old.name}/std"))
-    return _replaced(graph, old, pixels, nodes)
+    return with_input(graph, old, pixels, nodes)
 
 
 def with_layout(graph, layout):
@@ -75,10 +75,10 @@ def with_layout(graph, layout):
         read, old = nodes[0].output, scale.output
         graph = Graph(graph.inputs, graph.outputs, [n for n in graph.nodes if n is not scale], graph.name)
     nodes.append(make_node("transpose", (read,), dict(perm=(0, 2, 3, 1)), image.name))
-    return _replaced(graph, old, image, nodes)
+    return with_input(graph, old, image, nodes)
 
 
-def _replaced(graph, old, new, nodes):
+def with_input(graph, old, new, nodes):
     """The Graph with another input, from which the nodes compute what the old one was."""
     swap = lambda values: [nodes[-1].output if v is old else v for v in values]
     nodes = [*nodes, *(Node(n.op, tuple(swap(n.inputs)), n.outputs, n.attrs, n.layer) for n in graph.nodes)]

@@ -13,6 +13,7 @@ from .calibration import batches
 from .litert_quantization import Preparation, outputs
 from .progress import progress
 from .recipes import checked_recipe
+from .verify import sqnr_db
 
 COMPARED = 8  # batches, at most, that the outputs are compared on: one number for each layer needs no more
 
@@ -117,7 +118,7 @@ def sensitivity(model, calibration, recipe="static_int8"):
     if hasattr(model, "predict"):
         with tempfile.TemporaryDirectory() as folder:
             return sensitivity(litert.export(model, folder), calibration, recipe.name)
-    images = [model.input.as_stored(x) for x in batches(calibration, model, "reading images")]
+    images = list(batches(calibration, model.input, model.preprocessing, "reading images"))
     preparation = Preparation(model.path.read_bytes(), recipe, images, litert.of_bytes)
     images = images[:COMPARED]
     expected = outputs(litert.of_bytes(preparation.content), images)
@@ -125,7 +126,6 @@ def sensitivity(model, calibration, recipe="static_int8"):
     for layer in progress(preparation.layers(), "quantizing one layer at a time"):
         content = preparation.quantized(only=layer, method="minmax")
         noise = float(np.square(outputs(litert.of_bytes(content), images) - expected).sum())
-        ratio = math.inf if noise == 0 else 10 * math.log10(float(np.square(expected).sum()) / noise)
-        rows.append(LayerNoise(layer=layer, sqnr_db=ratio))
+        rows.append(LayerNoise(layer=layer, sqnr_db=sqnr_db(float(np.square(expected).sum()), noise)))
     count = len(images) * model.input.shape[0]
     return Sensitivity(model=model.model, recipe=recipe.name, images=count, rows=tuple(rows))

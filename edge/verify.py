@@ -93,7 +93,7 @@ def verify(artifact, against, images, labels=None):
         top1=hit(ours),
         reference_top1=hit(theirs),
         top1_agreement=float(np.mean(ours == theirs)),
-        sqnr_db=math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise),
+        sqnr_db=sqnr_db(signal, noise),
         max_abs_error=float(np.abs(error).max()),
         partitions=runner.partitions() if artifact.format == "litert" else None,
         op_histogram=runner.histogram(),
@@ -101,6 +101,11 @@ def verify(artifact, against, images, labels=None):
         gpu_offenders=_gpu_offenders(artifact),
         verified_by=runner.verified_by,
     )
+
+
+def sqnr_db(signal, noise):
+    """Signal-to-quantization-noise ratio of two sums of squares."""
+    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
 
 
 def _gpu_offenders(artifact):

@@ -448,9 +448,10 @@ def _model(name, weights=None):
 
     if name.endswith(".keras"):
         return keras_file.read(name)
+    model = keras_vits.create(name, weights=weights)
     if weights is None:
         _say(f"{name} has random weights: give --weights, or a .keras file that keras-vits train wrote.")
-    return keras_vits.create(name, weights=weights)
+    return model
 
 
 def _target(artifact):

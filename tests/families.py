@@ -18,9 +18,8 @@ def without_weights():
     """Models that are made here have no weights: any size of them is affordable."""
     with keras.StatelessScope(initialize_variables=False):
         yield
-    global_state.set_global_attribute(
-        "uninitialized_variables", []
-    )  # Keras would make them at the end of its next scope
+    # Keras would make them at the end of its next scope.
+    global_state.set_global_attribute("uninitialized_variables", [])
 
 
 def nested(name):
