@@ -8,6 +8,7 @@ import keras
 
 from keras_vits import __version__, registry
 from keras_vits.model import VisionModel
+from keras_vits.weights import initialize, set_value, values_later
 
 from . import artifact as artifacts
 from .artifact import InputSpec, writing
@@ -30,8 +31,11 @@ def export(model, folder, *, name=None):
     """
     name = name or model.name
     path = pathlib.Path(folder) / f"{name}.keras"
-    bare = type(model).from_config(model.get_config())
-    bare.set_weights(model.get_weights())
+    with values_later():
+        bare = type(model).from_config(model.get_config())
+    for variable, value in zip(bare.weights, model.get_weights(), strict=True):
+        set_value(variable, value)
+    initialize(bare)
     with artifacts.alone(path.parent):
         with writing(path) as temporary:
             bare.save(temporary)

@@ -339,10 +339,12 @@ def model(source, **overrides):
 
     cls, _ = registry.lookup("vit_tiny_patch16_224")
     format, hyperparameters = _translate(inner, task)
-    ours = cls(**{**settings, **hyperparameters, **overrides})
+    with weights.values_later():
+        ours = cls(**{**settings, **hyperparameters, **overrides})
     skip = () if ours.cfg.num_classes == classes else ("head",)
     prefix = f"{inner.name}_" if isinstance(inner, keras_hub.models.DINOV2Backbone) else ""
     weights.assign(ours, _tensors(source, prefix), source.name, format, skip, hyperparameters["image_size"])
+    weights.initialize(ours)
     return ours
 
 

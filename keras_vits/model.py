@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_vits.preprocess import Preprocessing
-from keras_vits.weights import resample_positions
+from keras_vits.weights import initialize, resample_positions, set_value, values_later
 
 BLOCK = re.compile(r"(stage_\d+_)?block_\d+")  # the layers that `features` numbers
 STATE = {"moving_mean", "moving_variance", "seed_generator_state"}  # variables that a layer changes when it is called
@@ -379,11 +379,13 @@ class VisionModel(keras.Model):
             kernel = next(v for v in layer.weights if v.name == "kernel")
             change = ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
             values[kernel.path] = kernel + layer.lora_alpha / layer.lora_rank * change
-        model = type(self).from_config({**self.get_config(), **changes})
+        with values_later():
+            model = type(self).from_config({**self.get_config(), **changes})
         for variable in model.weights:
             if keep(variable.path):
                 value = self._at_size(model, variable, values[variable.path])
-                variable.assign(ops.copy(value))  # JAX would share the array, and training deletes it
+                set_value(variable, ops.copy(value))  # JAX would share the array, and training deletes it
+        initialize(model)
         return model
 
     def _at_size(self, model, variable, value):

@@ -1,25 +1,14 @@
 """The one place a family is entered: every contract test runs over this list and the registry."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
 
 import keras
 import numpy as np
-from keras.src.backend.common import global_state
 
 import keras_vits
-from keras_vits import registry
-
-
-@contextlib.contextmanager
-def without_weights():
-    """Models that are made here have no weights: any size of them is affordable."""
-    with keras.StatelessScope(initialize_variables=False):
-        yield
-    # Keras would make them at the end of its next scope.
-    global_state.set_global_attribute("uninitialized_variables", [])
+from keras_vits import registry, weights
 
 
 def nested(name):
@@ -59,7 +48,9 @@ class Family:
 
     def create(self, **overrides):
         """The tiny model, with random weights and statistics of unequal size."""
-        return randomize(keras_vits.create(self.variant, **{**self.tiny, **overrides}))
+        with weights.values_later():
+            model = keras_vits.create(self.variant, **{**self.tiny, **overrides})
+        return randomize(model)
 
 
 def _vit(timm):
@@ -324,7 +315,8 @@ def randomize(model, seed=0):
             value = random.normal(0, (1.3 if len(shape) == 4 else 1) / np.sqrt(inputs), shape)
         else:
             value = random.normal(0, 0.2, shape)
-        variable.assign(value.astype("float32"))
+        weights.set_value(variable, value.astype("float32"))
+    weights.initialize(model)
     return model
 
 
