@@ -2,7 +2,7 @@
 
 from . import artifact, coreml, keras_file, litert
 from .artifact import Artifact
-from .benchmark import Latency, benchmark, ratio
+from .benchmark import DeviceError, DeviceWarning, Latency, benchmark, ratio
 from .bundle import Bundle, bundle
 from .calibration import CalibrationWarning
 from .qat import qat
@@ -17,6 +17,8 @@ __all__ = [
     "Bundle",
     "CalibrationWarning",
     "Choice",
+    "DeviceError",
+    "DeviceWarning",
     "Latency",
     "LayerNoise",
     "Row",

@@ -70,6 +70,7 @@ def use_backend(backend):
 
     warnings.simplefilter("ignore")
     warnings.simplefilter("default", LicenseWarning)
+    warnings.filterwarnings("default", category=UserWarning, module=r"keras_vits\.")  # what could not be measured on a device
     warnings.showwarning = lambda message, *_: _say(message)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if backend or "KERAS_BACKEND" not in os.environ:
@@ -290,21 +291,49 @@ def verify(
 @app.command(epilog="Example: `keras-vits benchmark out/*.tflite --threads 4`")
 def benchmark(
     files: Annotated[list[pathlib.Path], typer.Argument(help="Files that keras-vits wrote.")],
-    device: Annotated[str, typer.Option(help="Where to run: host.")] = "host",
-    threads: Annotated[int, typer.Option(min=1, help="For each file.")] = 2,
+    device: Annotated[
+        str, typer.Option(help="Where to run: host, android or android:SERIAL, browser, macos.")
+    ] = "host",
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="For each file; may be repeated. 2, on a phone 1, 2 and 4.")
+    ] = None,
+    accelerator: Annotated[
+        list[str] | None, typer.Option(help="Such as cpu or gpu; may be repeated. All that are present.")
+    ] = None,
     backend: BackendOption = None,
 ):
     """Measure latency, load time and memory, of all files in turns."""
     from keras_vits.edge import artifact
-    from keras_vits.edge.benchmark import benchmark
+    from keras_vits.edge.benchmark import DeviceError, benchmark
 
-    found = benchmark([artifact.load(file) for file in files], device=device, threads=threads)
-    table = _table("File", "Median ms", "p90 ms", "p99 ms", "Load ms", "Memory MB", "Runs")
-    for file, speed in zip(files, found, strict=True):
-        times = (f"{t:.2f}" for t in (speed.median_ms, speed.p90_ms, speed.p99_ms, speed.load_ms))
-        table.add_row(file.name, *times, f"{speed.peak_memory_bytes / 1e6:.0f}", str(speed.runs))
+    artifacts = [artifact.load(file) for file in files]
+    try:
+        found = benchmark(artifacts, device=device, threads=threads or None, accelerators=accelerator or None)
+    except DeviceError as e:
+        _speeds(e.results)
+        raise
+    _speeds(found)
+
+
+def _speeds(found):
+    """Prints what was measured."""
+    if not found:
+        return
+    table = _table("File", "On", "Threads", "Median ms", "p90 ms", "p99 ms", "Load ms", "Memory MB", "Runs")
+    for speed in found:
+        times = (speed.median_ms, speed.p90_ms, speed.p99_ms, speed.load_ms)
+        memory = "" if speed.peak_memory_bytes is None else f"{speed.peak_memory_bytes / 1e6:.0f}"
+        table.add_row(
+            speed.artifact_path.name,
+            speed.accelerator,
+            str(speed.threads),
+            *("" if t is None else f"{t:.2f}" for t in times),
+            memory,
+            str(speed.runs),
+        )
     console.print(table, soft_wrap=False)
-    console.print(f"{found[0].cpu}, {threads} threads, {found[0].runtime}")
+    known = "".join(f", {name} {value}" for name, value in found[0].environment.items())
+    console.print(f"{found[0].device}: {found[0].cpu}, {found[0].runtime}{known}")
 
 
 @app.command(

@@ -102,7 +102,7 @@ def test_from_training_to_report(run, trained, tmp_path):
     assert code == 0 and "on 20 pictures" in out
 
     code, out, _ = run("benchmark", float32, int8, "--threads", 1)
-    assert code == 0 and "1 threads" in out
+    assert code == 0 and "host: " in out and out.count("cpu") >= 2
 
     page = tmp_path / "page" / "report.html"
     code, out, _ = run("report", float32, int8, "--against", model, "--limit", 20, "--out", page)

@@ -1,7 +1,6 @@
 """benchmark measures what it says, on small LiteRT files written here by hand and on a .keras file."""
 
 import dataclasses
-import importlib
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from families import FAMILIES
 
 from keras_vits.edge import artifact as artifacts
 from keras_vits.edge.benchmark import Latency, benchmark, ratio
+from keras_vits.edge.devices import host
 from keras_vits.edge.progress import progress
 
 pytestmark = pytest.mark.once
@@ -179,15 +179,14 @@ def test_a_file_that_cannot_run_says_why_and_leaves_no_process(tmp_path, chains,
 
 def test_a_process_that_is_killed_is_named(chains, monkeypatch):
     started = spy_on_processes(monkeypatch)
-    module = importlib.import_module("keras_vits.edge.benchmark")
-    measure = module._Child.measure
+    measure = host.Child.measure
 
     def kill_then_measure(child, runs):
         if child.artifact is chains[1]:
             os.kill(child.process.pid, signal.SIGKILL)
         measure(child, runs)
 
-    monkeypatch.setattr(module._Child, "measure", kill_then_measure)
+    monkeypatch.setattr(host.Child, "measure", kill_then_measure)
     with pytest.raises(ValueError, match=r"depth_8\.tflite could not be measured, its process ended with code -9"):
         benchmark(chains, **QUICK)
     assert all(process.poll() is not None for process in started)
@@ -195,12 +194,11 @@ def test_a_process_that_is_killed_is_named(chains, monkeypatch):
 
 def test_ctrl_c_leaves_no_process(chains, monkeypatch):
     started = spy_on_processes(monkeypatch)
-    module = importlib.import_module("keras_vits.edge.benchmark")
 
     def interrupt(child, runs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module._Child, "measure", interrupt)
+    monkeypatch.setattr(host.Child, "measure", interrupt)
     with pytest.raises(KeyboardInterrupt):
         benchmark(chains, **QUICK)
     assert len(started) == 2
@@ -208,10 +206,9 @@ def test_ctrl_c_leaves_no_process(chains, monkeypatch):
 
 
 def test_a_child_ends_with_its_parent(chains):
-    worker = importlib.import_module("keras_vits.edge.benchmark").__file__.replace(
-        "benchmark.py", "benchmark_worker.py"
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(host.WORKER)], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    process = subprocess.Popen([sys.executable, "-P", worker], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.poll() is None
     process.stdin.close()  # as when the parent is killed
     process.wait(timeout=20)

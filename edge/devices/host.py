@@ -1,0 +1,171 @@
+"""The CPU of this machine: each artifact in a child process of its own (benchmark_worker.py).
+
+They are measured in turns, A B C A B C ..., so that a machine that slows down for a second slows all of them down, and
+a ratio between two of them stays true. A child that is not being measured waits for its next line and uses no CPU.
+"""
+
+import contextlib
+import datetime
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from .. import litert
+from ..benchmark import Latency, cpu_name
+from ..progress import progress
+
+THREADS = (2,)
+ACCELERATORS = ("cpu",)
+FORMATS = ("litert", "keras", "coreml")
+WORKER = pathlib.Path(__file__).parents[1] / "benchmark_worker.py"
+ROUND_SECONDS = 0.1  # of one artifact's turn
+WARMUP_RUNS = 3  # at least
+PATIENCE = 10  # an artifact so slow that `min_runs` takes this many times `min_seconds` is not run `min_runs` times
+
+
+def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, warmup_seconds):
+    """See `edge.benchmark`; `where` and `accelerators` have nothing to choose from."""
+    if where:
+        raise ValueError(f"The device 'host' is this machine and takes no address; received {where!r}.")
+    for artifact in artifacts:
+        if artifact.format == "coreml" and sys.platform != "darwin":
+            raise ValueError(
+                f"{artifact.path.name} is a Core ML model, which can run on macOS only: measure it on a Mac."
+            )
+    return in_turns(
+        [Child(artifact, count) for artifact in artifacts for count in threads],
+        "host",
+        min_runs,
+        min_seconds,
+        warmup_seconds,
+    )
+
+
+def in_turns(children, device, min_runs, min_seconds, warmup_seconds):
+    """Measures children in turns; a `Latency` of each, in their order."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(child) for child in progress(children, "Loading")]
+        turns = [child.warm_up(warmup_seconds) for child in progress(children, "Warming up")]
+        estimate = max(max(math.ceil(min_runs / runs), math.ceil(min_seconds / ROUND_SECONDS)) for runs in turns)
+        for _ in progress(_rounds(children, min_runs, min_seconds), "Measuring", estimate):
+            for child, runs in zip(children, turns, strict=True):
+                child.measure(runs)
+        return [child.latency(device=device, started=started) for child in children]
+
+
+def _rounds(children, min_runs, min_seconds):
+    """Yields until every child has run often and long enough."""
+    while not all(child.has_enough(min_runs, min_seconds) for child in children):
+        yield
+
+
+def _keras_environment(backend, threads):
+    """What keeps a Keras model on the CPU and, each backend in its own way, on so many threads."""
+    return {
+        "KERAS_BACKEND": backend,
+        "TF_NUM_INTRAOP_THREADS": threads,
+        "NPROC": threads,  # JAX
+        "OMP_NUM_THREADS": threads,  # PyTorch
+        "CUDA_VISIBLE_DEVICES": "",
+        "JAX_PLATFORMS": "cpu",
+        "KERAS_TORCH_DEVICE": "cpu",
+    }
+
+
+class Child:
+    """The process of one artifact. It ends with the `with` block, and with this process however that ends.
+
+    Args:
+        artifact: what it runs.
+        threads: how many its runtime may use.
+        accelerator: what it runs on, for the record.
+        **order: what its worker has to know beyond that.
+    """
+
+    def __init__(self, artifact, threads, accelerator="cpu", **order):
+        self.artifact, self.threads, self.accelerator, self.order = artifact, threads, accelerator, order
+        self.rounds = []  # one array of milliseconds for each turn
+
+    def __enter__(self):
+        artifact, environment = self.artifact, dict(os.environ)
+        order = {"format": artifact.format, "path": str(artifact.path.absolute()), "threads": self.threads}
+        order |= {"shape": artifact.input.stored_shape, "dtype": artifact.input.dtype, **self.order}
+        if artifact.format == "litert":
+            interpreter, order["runtime"] = litert.interpreter_class()
+            order["interpreter"] = interpreter.__module__
+        if artifact.format == "keras":
+            environment |= _keras_environment(artifact.tools["backend"], str(self.threads))
+        self.errors = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=environment,
+            text=True,
+        )
+        try:
+            self.loaded = self._ask(**order)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+    def _ask(self, **order):
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+        if answer := self.process.stdout.readline():
+            return json.loads(answer)
+        code = self.process.wait()
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it left no message")
+        raise ValueError(f"{self.artifact.path.name} could not be measured, its process ended with code {code}: {last}")
+
+    def warm_up(self, seconds):
+        """Runs it for a while; returns how many runs make a turn of `ROUND_SECONDS`."""
+        start, ms = time.monotonic(), []
+        while len(ms) < WARMUP_RUNS or time.monotonic() - start < seconds:
+            ms += self._ask(runs=1)["ms"]
+        return max(1, round(ROUND_SECONDS * 1e3 / np.median(ms)))  # the first run may compile, for seconds
+
+    def measure(self, runs):
+        answer = self._ask(runs=runs)
+        self.rounds.append(np.array(answer["ms"]))
+        self.peak_memory_bytes = answer["peak_memory_bytes"]
+
+    def has_enough(self, min_runs, min_seconds):
+        runs, seconds = sum(map(len, self.rounds)), sum(ms.sum() for ms in self.rounds) / 1e3
+        return (runs >= min_runs and seconds >= min_seconds) or (runs > 0 and seconds > PATIENCE * min_seconds)
+
+    def latency(self, **common):
+        ms = np.concatenate(self.rounds)
+        median, p90, p99 = (float(p) for p in np.percentile(ms, [50, 90, 99]))
+        return Latency(
+            artifact_path=self.artifact.path,
+            cpu=cpu_name(),
+            accelerator=self.accelerator,
+            threads=self.threads,
+            runs=len(ms),
+            median_ms=median,
+            p90_ms=p90,
+            p99_ms=p99,
+            peak_memory_bytes=self.peak_memory_bytes,
+            round_ms=tuple(float(r.mean()) for r in self.rounds),
+            **self.loaded,
+            **common,
+        )
