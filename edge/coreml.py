@@ -20,7 +20,7 @@ import numpy as np
 
 from . import artifact as artifacts
 from .calibration import batches
-from .coreml_graph import fuse_attention, neural_engine
+from .coreml_graph import default_layout, neural_engine
 from .graph import constant, make_node
 from .mlprogram import Program, coremltools
 from .recipes import checked_recipe
@@ -230,12 +230,10 @@ def write(graph, *, precision="float16", target=None, layout="default", pixels=N
     _check("target", target, targets)
     _check("layout", layout, LAYOUTS)
     names = outputs or _unique(_identifier(value.name) for value in graph.outputs)
-    if layout == "ane":
-        graph = neural_engine(graph)
-    elif targets[target] >= ct.target.iOS18:
-        graph = fuse_attention(graph, scaled=True)
+    fused = targets[target] >= ct.target.iOS18  # attention is one operation
+    graph = neural_engine(graph) if layout == "ane" else default_layout(graph, fused)
     with _lock, _silence():
-        program = _Writer(graph, targets[target], pixels is not None, layout == "ane").program(names)
+        program = _Writer(graph, targets[target], pixels is not None, layout == "ane", fused).program(names)
         options = {}
         if pixels is not None:
             layout = {"rgb": ct.colorlayout.RGB, "bgr": ct.colorlayout.BGR, "gray": ct.colorlayout.GRAYSCALE}[
@@ -282,11 +280,11 @@ def identity(rank):
 class _Writer:
     """Writes a Graph's nodes with the MIL builder and keeps each Value's forms: order of axes -> MIL variable."""
 
-    def __init__(self, graph, target, picture, ane=False):
+    def __init__(self, graph, target, picture, ane, fused):
         from coremltools.converters.mil import Builder
         from coremltools.converters.mil.mil import Function, Program, types
 
-        self.graph, self.target, self.picture, self.ane = graph, target, picture, ane
+        self.graph, self.target, self.picture, self.ane, self.fused = graph, target, picture, ane, fused
         self.mb, self.types, self.Function, self.Program = Builder, types, Function, Program
         self.forms = {}
         self.reshaped = {}  # Value -> what it is a reshape of, when none of its forms is made yet
@@ -556,7 +554,7 @@ def _(w, node, x, axis):
 @writes("layer_norm")
 def _(w, node, x, gamma, beta, axes, epsilon):
     rank, y = len(x.shape), {}
-    variable, order = w.at_hand(x) if w.ane else (w.form(x), identity(rank))
+    variable, order = w.at_hand(x) if w.ane or CHANNELS_FIRST in w.held(x) else (w.form(x), identity(rank))
     whole = tuple(n if i in axes else 1 for i, n in enumerate(x.shape))
     wide = [None if v is None else v.data.reshape((1,) * (rank - len(v.shape)) + v.shape) for v in (gamma, beta)]
     wide = [None if v is None else v.transpose(order) for v in wide]
@@ -688,29 +686,54 @@ def _(w, node, x, size, mode):
 
 @writes("matmul")
 def _(w, node, a, b, transpose_a=False, transpose_b=False):
-    def matrix(value, transposed):
-        """The Value with its last two axes in either order, and whether that makes it transposed."""
-        *outer, m, n = identity(len(value.shape))
-        if value.data is None and (*outer, n, m) in w.forms[value] and (*outer, m, n) not in w.forms[value]:
-            return w.form(value, (*outer, n, m)), not transposed
-        return w.form(value), transposed
-
     if w.ane and len(a.shape) == len(b.shape) == 4 and a.data is None and b.data is None:
         if a.shape[2] == 1 and not (transpose_a or transpose_b):  # a weighted sum of b's rows needs no transpose
             weighted = w.emit("mul", x=w.form(b, CHANNELS_FIRST), y=w.form(a, (0, 2, 1, 3)))
             return w.emit("reduce_sum", x=weighted, axes=[3], keep_dims=True), CHANNELS_FIRST
         rows = lambda value, turned: w.form(value, (0, 2, 1, 3) if turned else CHANNELS_FIRST)
         return _product(w, rows(b, transpose_b), rows(a, transpose_a)), CHANNELS_FIRST
-    (a, transpose_a), (b, transpose_b) = matrix(a, transpose_a), matrix(b, transpose_b)
+    (a, transpose_a), (b, transpose_b) = _matrix(w, a, transpose_a), _matrix(w, b, transpose_b)
     return w.emit("matmul", x=a, y=b, transpose_x=transpose_a, transpose_y=transpose_b)
 
 
+def _matrix(w, value, transposed=False):
+    """The variable of a Value with its last two axes in either order, and whether that makes it transposed."""
+    rank = len(value.shape)
+    if value.data is None and _turned(rank) in w.forms[value] and identity(rank) not in w.forms[value]:
+        return w.form(value, _turned(rank)), not transposed
+    return w.form(value), transposed
+
+
+def _turned(rank):
+    """The order of axes of matrices that are held transposed."""
+    *outer, m, n = identity(rank)
+    return (*outer, n, m)
+
+
 @writes("attention")
-def _(w, node, q, k, v, bias, heads=None):
-    if heads is None:
+def _(w, node, *inputs, heads=None):
+    *inputs, bias = inputs
+    if heads:
+        return _by_heads(w, *inputs, bias, heads)
+    if len(inputs) == 1:  # the heads of q, k and v in a row: moved at once
+        operands = [(x, False) for x in w.emit("split", x=w.form(inputs[0]), num_splits=3, axis=1)]
+    else:
+        operands = [(w.form(x), False) if w.fused else _matrix(w, x) for x in inputs]
+    (q, q_turned), (k, k_turned), (v, v_turned) = operands
+    if w.fused:
         mask = {} if bias is None else {"attn_mask": bias.data}
-        return w.emit("scaled_dot_product_attention", query=w.form(q), key=w.form(k), value=w.form(v), **mask)
-    # Head by head, with the keys second: scores (B,Nk,1,Nq) = k (B,Nk,1,d) q (B,d,1,Nq), y = v (B,d,1,Nk) scores.
+        return w.emit("scaled_dot_product_attention", query=q, key=k, value=v, **mask)
+    scores = w.emit("matmul", x=q, y=k, transpose_x=q_turned, transpose_y=not k_turned)
+    if bias is not None:
+        scores = w.emit("add", x=scores, y=bias.data)
+    scores = w.emit("softmax", x=scores, axis=-1)
+    if v_turned:  # then y is, too
+        return w.emit("matmul", x=v, y=scores, transpose_y=True), _turned(len(node.output.shape))
+    return w.emit("matmul", x=scores, y=v)
+
+
+def _by_heads(w, q, k, v, bias, heads):
+    """Head by head, with the keys second: scores (B,Nk,1,Nq) = k (B,Nk,1,d) q (B,d,1,Nq), y = v (B,d,1,Nk) scores."""
     q, k, v = w.form(q, CHANNELS_FIRST), w.form(k, (0, 2, 1, 3)), w.form(v, CHANNELS_FIRST)
     if bias is not None:  # (1, heads, 1, Nk, Nq), whatever is absent or 1 at first
         bias = bias.data.reshape((1,) * (4 - bias.data.ndim) + bias.shape)
@@ -744,8 +767,8 @@ def _(w, node, x, weight, bias):
         y = w.emit("matmul", x=w.form(x), y=w.form(weight), transpose_x=False, transpose_y=True)
         return y if bias is None else w.emit("add", x=y, y=w.form(bias))
     bias = {} if bias is None else {"bias": bias.data}
-    forms = w.held(x)
-    if (w.ane and len(x.shape) == 4) or (CHANNELS_FIRST in forms and identity(4) not in forms):
+    forms = w.held(x)  # none of a reshape that waits
+    if len(x.shape) == 4 and (w.ane or not forms or (CHANNELS_FIRST in forms and identity(4) not in forms)):
         kernel = weight.data[:, :, None, None]  # a 1 x 1 convolution does the same where x is
         return w.emit("conv", x=w.form(x, CHANNELS_FIRST), weight=kernel, pad_type="valid", **bias), CHANNELS_FIRST
     return w.emit("linear", x=w.form(x), weight=weight.data, **bias)
