@@ -5,6 +5,7 @@ from .artifact import Artifact
 from .benchmark import DeviceError, DeviceWarning, Latency, benchmark, ratio
 from .bundle import Bundle, bundle
 from .calibration import CalibrationWarning
+from .profile import OperationTime, Profile, profile
 from .qat import qat
 from .quantize_to import Choice, Trial, quantize_to
 from .report import Row, report
@@ -21,6 +22,8 @@ __all__ = [
     "DeviceWarning",
     "Latency",
     "LayerNoise",
+    "OperationTime",
+    "Profile",
     "Row",
     "Sensitivity",
     "Trial",
@@ -31,6 +34,7 @@ __all__ = [
     "coreml",
     "keras_file",
     "litert",
+    "profile",
     "qat",
     "quantize_to",
     "ratio",

@@ -54,7 +54,7 @@ class Latency:
         cpu: the processor's or the chip's name.
         runtime: name and version of what ran the file.
         accelerator: what ran it: `"cpu"`, or another of the device's `ACCELERATORS`.
-        threads: how many the runtime was allowed.
+        threads: how many the runtime was allowed; `None` where it decides for itself.
         runs: how many were timed.
         median_ms: of one run, as the next two.
         p90_ms: nine of ten runs are faster.
@@ -72,7 +72,7 @@ class Latency:
     cpu: str
     runtime: str
     accelerator: str = "cpu"
-    threads: int
+    threads: int | None
     runs: int
     median_ms: float
     p90_ms: float | None = None
@@ -93,8 +93,11 @@ def benchmark(
     Args:
         artifacts: an `Artifact`, or a list of them to be compared.
         device: where to run. `"host"` is the CPU of this machine; `"android"` or `"android:SERIAL"` a phone behind adb;
-            `"browser"` LiteRT.js in a headless Chromium; `"macos"` Core ML on each compute unit of this Mac.
-        threads: how many the runtime may use, or several such numbers; 2 by default, on a phone 1, 2 and 4.
+            `"browser"` LiteRT.js in a headless Chromium, `"browser:serve"` or `"browser:HOST:PORT"` in the browser that
+            opens the page (`devices.browser.serve` tells its address); `"macos"` Core ML on each compute unit of this
+            Mac; `"ios:FOLDER"` takes the reports that Xcode exported.
+        threads: how many the runtime may use, or several such numbers; by default 2, in a browser 1 and 2, on a phone
+            1, 2 and 4.
         accelerators: the name of one, or several: `"cpu"`, `"gpu"` and so on, as the device's file in devices/ lists
             them; all that are present by default.
         min_runs: every artifact is run at least this often ...
@@ -129,7 +132,7 @@ def benchmark(
         min_seconds=min_seconds,
         warmup_seconds=warmup_seconds,
     )
-    several = several or len(threads) > 1 or len(chosen or module.ACCELERATORS) > 1
+    several = several or len(threads) > 1 or len(chosen or module.ACCELERATORS) > 1 or len(found) > 1
     return found if several else found[0]
 
 

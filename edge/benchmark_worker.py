@@ -3,8 +3,8 @@
     stdin   one JSON object a line: what to load, then any number of {runs}; the process ends with its stdin
     stdout  one answer a line: {runtime, load_ms, baseline_memory_bytes}, then for every {runs} {ms, peak_memory_bytes}
 
-It is started as a script and imports nothing of this package to run a LiteRT file, so that Keras and its backend, which
-a phone does not have, are not in the memory that it reports.
+It is started as a script and imports nothing of this package that imports Keras to run a LiteRT or a Core ML file, so
+that Keras and its backend, which a phone does not have, are not in the memory that it reports.
 """
 
 import importlib
@@ -13,6 +13,7 @@ import os
 import pathlib
 import sys
 import time
+import types
 
 import numpy as np
 
@@ -81,13 +82,15 @@ def litert_loader(order):
 
 
 def coreml_loader(order):
-    from keras_vits.edge import artifact, coreml
+    edge = sys.modules["edge"] = types.ModuleType("edge")  # without the package's __init__, which imports Keras
+    edge.__path__ = [str(pathlib.Path(__file__).parent)]
+    from edge import artifact, coreml
 
     coreml.coremltools()
     described = artifact.load(order["path"])
 
     def load():
-        runner = coreml.load(described)
+        runner = coreml.load(described, order.get("compute_units"))
         return runner.predict, runner.runtime
 
     return load

@@ -86,7 +86,7 @@ def bundle(artifact, out, platform, images=None, license=None):
     path = pathlib.Path(out)
     if path.exists() and not (path / "model" / "model.json").is_file() and not (path.is_dir() and _empty(path)):
         raise ValueError(f"{path} holds something that is not a bundle: choose a new folder.")
-    pixels = _generated(spec.shape[1:]) if images is None else _pictures(images, preprocessing)
+    pixels = generated(spec.shape[1:]) if images is None else _pictures(images, preprocessing)
     target, suffix = TARGETS[artifact.format]
     source = PLATFORMS[platform][1]
     with artifacts.writing(path) as temporary:
@@ -98,7 +98,7 @@ def bundle(artifact, out, platform, images=None, license=None):
             raise ValueError(f"{artifact.path} was changed after it was written: export it again.")
         runner = target.load(dataclasses.replace(artifact, path=file))
         expected, classes = _expected(artifact, runner, preprocessing, pixels)
-        tolerance = _tolerance(artifact, expected)
+        allowed = tolerance(artifact, expected)
         shutil.copy(TEMPLATES / source, temporary / source)
         labels = "".join(" ".join(name.split()) + "\n" for name in artifact.class_names)
         (model / "labels.txt").write_text(labels, encoding="utf-8")
@@ -111,7 +111,7 @@ def bundle(artifact, out, platform, images=None, license=None):
             {
                 "pictures_are": "generated" if images is None else "given",
                 "computed_by": runner.verified_by,
-                "tolerance": tolerance,
+                "tolerance": allowed,
                 "pictures": [
                     {"file": name, "class": int(c), "output": [float(f"{v:.7g}") for v in row]}
                     for name, c, row in zip(files, classes, expected, strict=True)
@@ -125,7 +125,7 @@ def bundle(artifact, out, platform, images=None, license=None):
         source=path / source,
         model=path / "model",
         pictures=len(pixels),
-        tolerance=tolerance,
+        tolerance=allowed,
     )
 
 
@@ -168,7 +168,7 @@ def _pictures(images, preprocessing):
     return np.stack([preprocessing.pixels(picture) for picture in images[:PICTURES]])
 
 
-def _generated(size):
+def generated(size):
     """(N,h,w,C) uint8: random colours on a coarse grid, blended into each other, under some noise."""
     height, width, channels = size
     random = np.random.default_rng(0)
@@ -200,7 +200,8 @@ def _expected(artifact, runner, preprocessing, pixels):
     return found, classes
 
 
-def _tolerance(artifact, expected):
+def tolerance(artifact, expected):
+    """`"cpu"` and `"gpu"` -> how far a device's outputs may be from these (N,K)."""
     if artifact.recipe not in ("float32", "float16"):
         cpu = gpu = INTEGER_ERROR
     else:

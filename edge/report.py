@@ -306,9 +306,10 @@ def _how(rows):
         said.append(f"Accuracy: every file was compared with the model it was made from ({counts}).")
     if timed:
         cpus = ", ".join(sorted({speed.cpu for speed in timed}))
-        threads = " or ".join(map(str, sorted({speed.threads for speed in timed})))
+        threads = " or ".join(map(str, sorted({speed.threads for speed in timed if speed.threads})))
+        with_threads = f" with {threads} thread{'s' * (threads != '1')}" if threads else ""
         said.append(
-            f"Latency: measured on {cpus} with {threads} thread{'s' * (threads != '1')}, after a warm-up, at least "
+            f"Latency: measured on {cpus}{with_threads}, after a warm-up, at least "
             f"{min(speed.runs for speed in timed)} times each. Every file ran in a process of its own, in turns with "
             "the others, so that a busy moment of the machine hits all of them alike. A phone has other times."
         )

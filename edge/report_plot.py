@@ -71,7 +71,7 @@ def plot(points, x_label, y_label):
         drawing = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(drawing, format="svg", transparent=True, metadata=metadata)
-    return _themed(drawing.getvalue(), f"{y_label}, {x_label}")
+    return themed(drawing.getvalue(), f"{y_label}, {x_label}")
 
 
 def _colour(point):
@@ -163,7 +163,7 @@ def _meet(a, b):
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _themed(svg, name):
+def themed(svg, name):
     """matplotlib's file as an element of the page: no prologue, no fixed size, no needless ids, the page's colours."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
     svg = re.sub(

@@ -8,6 +8,12 @@ import numpy as np
 
 from . import coreml, gpu, keras_file, litert
 from .artifact import Artifact
+from .devices import arm64
+
+RUNNERS = {  # where -> format -> what loads a file to run it there
+    "host": {"litert": litert, "coreml": coreml, "keras": keras_file},
+    "arm64": {"litert": arm64},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,7 @@ class Verification:
     verified_by: str
 
 
-def verify(artifact, against, images, labels=None):
+def verify(artifact, against, images, labels=None, *, device="host"):
     """Runs an artifact and the model it came from on the same images.
 
     Args:
@@ -54,13 +60,17 @@ def verify(artifact, against, images, labels=None):
         images: (N,H,W,C) float32 as the model takes them. For a file that takes pixels, uint8 pixels; the model then
             sees them normalised by its preprocessing.
         labels: (N,) class numbers, for top-1.
+        device: `"host"`, or `"arm64"` for a LiteRT file on an emulated ARM processor; see devices/arm64.py.
 
     Returns:
         A `Verification`.
 
     Raises:
-        ValueError: images of another shape than the file's, or a damaged file.
+        ValueError: images of another shape than the file's, a damaged file, or a device that does not run it.
     """
+    if device not in RUNNERS or artifact.format not in RUNNERS[device]:
+        known = ", ".join(name for name, formats in RUNNERS.items() if artifact.format in formats)
+        raise ValueError(f"{artifact.path.name} cannot be verified on {device!r}. It can on: {known}.")
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != tuple(artifact.input.shape[1:]) or not len(images):
         raise ValueError(
@@ -75,7 +85,7 @@ def verify(artifact, against, images, labels=None):
     if artifact.head == "softmax":
         expected = np.exp(expected - expected.max(-1, keepdims=True))
         expected /= expected.sum(-1, keepdims=True)
-    runner = {"litert": litert, "coreml": coreml, "keras": keras_file}[artifact.format].load(artifact)
+    runner = RUNNERS[device][artifact.format].load(artifact)
     found = np.asarray(runner.predict(images), np.float32).reshape(expected.shape)
     if not np.all(np.isfinite(found)):
         raise ValueError(

@@ -70,7 +70,9 @@ def use_backend(backend):
 
     warnings.simplefilter("ignore")
     warnings.simplefilter("default", LicenseWarning)
-    warnings.filterwarnings("default", category=UserWarning, module=r"keras_vits\.")  # what could not be measured on a device
+    warnings.filterwarnings(
+        "default", category=UserWarning, module=r"keras_vits\."
+    )  # what could not be measured on a device
     warnings.showwarning = lambda message, *_: _say(message)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if backend or "KERAS_BACKEND" not in os.environ:
@@ -282,17 +284,24 @@ def verify(
     against: Annotated[str, typer.Option(help="The .keras file that they came from.")],
     data: DataOption = "digits",
     limit: LimitOption = None,
+    device: Annotated[
+        str, typer.Option(help="What runs them: host, or arm64 (an emulated processor; .tflite only).")
+    ] = "host",
     backend: BackendOption = None,
 ):
     """Compare files with the model they came from, on the held-out pictures."""
-    _show(_verified(files, against, data, limit))
+    _show(_verified(files, against, data, limit, device))
 
 
 @app.command(epilog="Example: `keras-vits benchmark out/*.tflite --threads 4`")
 def benchmark(
     files: Annotated[list[pathlib.Path], typer.Argument(help="Files that keras-vits wrote.")],
     device: Annotated[
-        str, typer.Option(help="Where to run: host, android or android:SERIAL, browser, macos.")
+        str,
+        typer.Option(
+            help="Where to run: host, android or android:SERIAL, browser, browser:HOST:PORT for a phone "
+            "that opens the page, macos, ios:FOLDER (Xcode's reports)."
+        ),
     ] = "host",
     threads: Annotated[
         list[int] | None, typer.Option(min=1, help="For each file; may be repeated. 2, on a phone 1, 2 and 4.")
@@ -300,19 +309,38 @@ def benchmark(
     accelerator: Annotated[
         list[str] | None, typer.Option(help="Such as cpu or gpu; may be repeated. All that are present.")
     ] = None,
+    profile: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder for a plot of each .tflite file: where its time goes on the host, by layer."),
+    ] = None,
     backend: BackendOption = None,
 ):
     """Measure latency, load time and memory, of all files in turns."""
     from keras_vits.edge import artifact
     from keras_vits.edge.benchmark import DeviceError, benchmark
+    from keras_vits.edge.devices import browser
+    from keras_vits.edge.profile import profile as profiled
 
     artifacts = [artifact.load(file) for file in files]
     try:
-        found = benchmark(artifacts, device=device, threads=threads or None, accelerators=accelerator or None)
+        if device.startswith("browser:"):
+            found = browser.serve(
+                artifacts,
+                *browser.address(device.partition(":")[2]),
+                threads=tuple(threads or browser.THREADS),
+                accelerators=tuple(accelerator or ()) or None,
+                on_url=lambda url: console.print(f"Open {url}"),
+            )
+        else:
+            found = benchmark(artifacts, device=device, threads=threads or None, accelerators=accelerator or None)
     except DeviceError as e:
         _speeds(e.results)
         raise
     _speeds(found)
+    for file in artifacts if profile else ():
+        if file.format == "litert":
+            drawn = profiled(file, threads=(threads or [2])[0]).plot(profile / f"{file.path.stem}.png")
+            console.print(f"Where the time goes  {drawn}")
 
 
 def _speeds(found):
@@ -326,13 +354,13 @@ def _speeds(found):
         table.add_row(
             speed.artifact_path.name,
             speed.accelerator,
-            str(speed.threads),
+            str(speed.threads or ""),
             *("" if t is None else f"{t:.2f}" for t in times),
             memory,
             str(speed.runs),
         )
     console.print(table, soft_wrap=False)
-    known = "".join(f", {name} {value}" for name, value in found[0].environment.items())
+    known = "".join(f", {name} {value}" for name, value in found[0].environment.items() if name != "user_agent")
     console.print(f"{found[0].device}: {found[0].cpu}, {found[0].runtime}{known}")
 
 
@@ -502,7 +530,7 @@ def _inputs(artifact, pictures):
     return pictures.images() if artifact.input.dtype == "float32" else pictures.pixels()
 
 
-def _verified(files, against, source, limit):
+def _verified(files, against, source, limit, device="host"):
     """A `Row` for each file, verified on the held-out pictures."""
     from keras_vits.edge import artifact, keras_file
     from keras_vits.edge.progress import progress
@@ -513,7 +541,8 @@ def _verified(files, against, source, limit):
     model = keras_file.read(against)
     held_out = _pictures(given[0], source, limit).validation
     return [
-        Row(one, check(one, model, _inputs(one, held_out), held_out.labels)) for one in progress(given, "Verifying")
+        Row(one, check(one, model, _inputs(one, held_out), held_out.labels, device=device))
+        for one in progress(given, "Verifying")
     ]
 
 

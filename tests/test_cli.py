@@ -101,8 +101,10 @@ def test_from_training_to_report(run, trained, tmp_path):
     code, out, _ = run("verify", float32, int8, "--against", model, "--limit", 20)
     assert code == 0 and "on 20 pictures" in out
 
-    code, out, _ = run("benchmark", float32, int8, "--threads", 1)
+    code, out, _ = run("benchmark", float32, int8, "--threads", 1, "--profile", tmp_path / "time")
     assert code == 0 and "host: " in out and out.count("cpu") >= 2
+    drawn = sorted((tmp_path / "time").iterdir())
+    assert [path.stem for path in drawn] == [float32.stem, int8.stem] and all(str(path) in out for path in drawn)
 
     page = tmp_path / "page" / "report.html"
     code, out, _ = run("report", float32, int8, "--against", model, "--limit", 20, "--out", page)

@@ -85,6 +85,10 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         "keras_vits/edge/bundle_templates/ImageClassifier.kt",
         "keras_vits/edge/bundle_templates/ImageClassifier.swift",
         "keras_vits/edge/bundle_templates/ImageClassifier.ts",
+        *(
+            f"keras_vits/edge/devices/browser_page/{name}"
+            for name in ("index.html", "model.html", "model.js", "page.js")
+        ),
         "keras_vits/imagenet_classes.txt",
     }
     assert {name.split("/")[0] for name in names} == {"keras_vits"}
@@ -94,7 +98,10 @@ def test_every_package_is_listed():
     found = {
         f"keras_vits.{p.parent.relative_to(ROOT / 'keras_vits')}" for p in (ROOT / "keras_vits").rglob("__init__.py")
     }
-    found = {name.replace("/", ".").removesuffix("..") for name in found} | {"keras_vits.edge"}
+    found = {name.replace("/", ".").removesuffix("..") for name in found} | {
+        "keras_vits.edge",
+        "keras_vits.edge.devices",
+    }
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
 
 

@@ -112,7 +112,7 @@ class ImageClassifier(
             val found = run(draw(bitmap, width, height))
             picture.getJSONArray("output").floats().forEachIndexed { k, value ->
                 val error = abs(found[k] - value)
-                if (!(error <= maxError)) maxError = error // NaN too
+                maxError = maxOf(maxError, error) // NaN stays
             }
             val best = classes()?.first() ?: found.indices.maxBy { found[it] }
             if (best == picture.getInt("class")) agreeing++

@@ -117,8 +117,9 @@ public final class ImageClassifier {
                 throw Failure.unreadable(picture.file)
             }
             let output = try run(draw(image, size: image.extent.size))
-            for (value, wanted) in zip(output, picture.output) where !(abs(value - wanted) <= maxError) {
-                maxError = abs(value - wanted)  // NaN too
+            for (value, wanted) in zip(output, picture.output)
+            where !maxError.isNaN && !(abs(value - wanted) <= maxError) {
+                maxError = abs(value - wanted)  // NaN stays
             }
             if output.indices.max(by: { output[$0] < output[$1] }) == picture.class { agreeing += 1 }
         }

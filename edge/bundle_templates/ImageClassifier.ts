@@ -90,7 +90,7 @@ export class ImageClassifier {
       const outputs = await this.run(this.draw(bitmap, bitmap.width, bitmap.height));
       bitmap.close();
       const errors = picture.output.map((value, i) => Math.abs(outputs[0][i] - value));
-      maxError = errors.reduce((a, b) => (b <= a ? a : b), maxError); // NaN stays
+      maxError = errors.reduce((a, b) => Math.max(a, b), maxError); // NaN stays
       const best = this.description.head === 'top_k' ? outputs[1][0] : outputs[0].indexOf(Math.max(...outputs[0]));
       agreeing += best === picture.class ? 1 : 0;
     }

@@ -386,6 +386,12 @@ def test_the_browser_tells_what_is_wrong(browse, site, artifacts):
     found = change("selftest.json", other_output)["selfTest"]
     assert not found["passed"] and 2 < found["maxError"] / found["tolerance"] < 4
 
+    found = change("selftest.json", lambda test: test["pictures"][0]["output"].__setitem__(0, "not a number"))[
+        "selfTest"
+    ]
+    assert not found["passed"] and found["maxError"] is None  # NaN, though later pictures have none
+
+    edge.bundle(artifacts("litert"), site / "bundle", "web")
     found = change("model.json", lambda about: about["preprocessing"].update(channel_order="rgb"))["selfTest"]
     assert not found["passed"] and found["maxError"] / found["tolerance"] > 10
 
