@@ -27,7 +27,7 @@ CHOICES = {  # name -> (what is different, what was predicted)
         "slower: two more passes over the tokens",
     ),
     "bare_norm": (
-        "LayerNorm without the division by the largest value that keeps squares small in half precision",
+        "LayerNorm without the division by the spread that keeps squares small in half precision",
         "faster: two passes over the tokens less",
     ),
     "whole_last_block": (

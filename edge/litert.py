@@ -710,29 +710,28 @@ def _(w, node):
     w.emit("TRANSPOSE", [x, w.constant(np.argsort(perm))], [out], "Transpose")
 
 
-SMALLEST_SPREAD = 1e-4  # of a row around its mean: a number that half precision can divide by
+SMALLEST_SPREAD = 1e-4  # of a row, from its least to its largest number: one that half precision can divide by
 
 
 @writes("layer_norm")
 def _(w, node):
-    """y * rsqrt(mean(y^2) + epsilon / m^2), where y = (x - mean) / m and m = max |x - mean|: a phone's GPU computes in
+    """y * rsqrt(mean(y^2) + epsilon / m^2), where y = (x - mean) / m and m = max x - min x: a phone's GPU computes in
     half precision, in which the square of 256 overflows and that of 0.0001 is zero."""
     value, gamma, beta = node.inputs
     x, shape, axes = w.value(value), value.shape, w.constant(node.attrs["axes"], name="axes")
     row = [1 if i in node.attrs["axes"] else n for i, n in enumerate(shape)]
     mean = w.step("MEAN", [x, axes], row, "mean", "Reducer", keepDims=True)
+    largest = w.step("REDUCE_MAX", [x, axes], row, "largest", "Reducer", keepDims=True)
+    least = w.step("REDUCE_MIN", [x, axes], row, "least", "Reducer", keepDims=True)
+    smallest = w.constant(SMALLEST_SPREAD, np.float32, "smallest")
+    spread = w.step("SUB", [largest, least], row, "range", "Sub")
+    spread = w.step("MAXIMUM", [spread, smallest], row, "spread", "MaximumMinimum")
     centred = w.step("SUB", [x, mean], shape, "centred", "Sub")
-    largest = w.step(
-        "REDUCE_MAX", [w.step("ABS", [centred], shape, "abs", "Abs"), axes], row, "largest", "Reducer", keepDims=True
-    )
-    largest = w.step(
-        "MAXIMUM", [largest, w.constant(SMALLEST_SPREAD, np.float32, "smallest")], row, "spread", "MaximumMinimum"
-    )
-    centred = w.step("DIV", [centred, largest], shape, "scaled", "Div")
+    centred = w.step("DIV", [centred, spread], shape, "scaled", "Div")
     square = w.step("MUL", [centred, centred], shape, "square", "Mul")
     variance = w.step("MEAN", [square, axes], row, "variance", "Reducer", keepDims=True)
     root = w.constant(math.sqrt(node.attrs["epsilon"]), np.float32, "epsilon")
-    epsilon = w.step("DIV", [root, largest], row, "root", "Div")
+    epsilon = w.step("DIV", [root, spread], row, "root", "Div")
     epsilon = w.step("MUL", [epsilon, epsilon], row, "shift", "Mul")
     shifted = w.step("ADD", [variance, epsilon], row, "shifted", "Add")
     steps = [("MUL", w.step("RSQRT", [shifted], row, "rsqrt"))]
