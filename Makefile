@@ -2,7 +2,9 @@
 # make test               the whole test suite on TensorFlow, JAX and PyTorch, one after the other; what needs no backend
 #                         (marked "once" in the tests) on the first of them
 # make test BACKEND=jax   on one of them
-# Both install what they need into .venv, once, with the exact versions of constraints.txt.
+# make bench              our files against what else could run these models, in environments made in .cache/bench, and
+#                         training against timm and keras-hub; rewrites benchmarks/RESULTS.md and RESULTS.html
+# All install what they need into .venv, once, with the exact versions of constraints.txt.
 
 BACKENDS := jax tensorflow torch
 BACKEND ?= $(BACKENDS)
@@ -10,7 +12,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 demo: .venv/.demo
 	$(BIN)/keras-vits demo --backend jax
@@ -21,6 +23,10 @@ test: .venv/.test
 		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 --dist loadfile "$$@" || exit 1; \
 		set -- -m "not once"; \
 	done
+
+bench: .venv/.test
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/train.py
 
 .venv/.demo .venv/.test: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"

@@ -1,32 +1,29 @@
-"""Writes RESULTS.md from the recorded runs, a section of each benchmark; no figure there is typed.
+"""Writes RESULTS.md, and RESULTS.html with plots, from the recorded runs, a section of each; no figure there is typed.
 
 python benchmarks/results.py
 """
 
 import pathlib
 
-import linear_attention
 import litert_graph
 import quantization
-import training_speed
+import run
+import train
 
 RESULTS = pathlib.Path(__file__).with_name("RESULTS.md")
-HEAD = ["# Results", "", "Written by `benchmarks/results.py` from `results/*.json`; do not edit.", ""]
+HEAD = ["# Results", "", "Written by `benchmarks/results.py` from `results/`; do not edit.", ""]
+SECTIONS = (run, litert_graph, quantization, train)  # modules with a `section()`, empty where nothing is recorded
 
 
 def text():
-    lines = [
-        *HEAD,
-        *litert_graph.section(),
-        *quantization.section(),
-        *linear_attention.section(),
-        *training_speed.section(),
-    ]
-    return "\n".join(lines).rstrip("\n") + "\n"
+    return "\n".join([*HEAD, *(line for module in SECTIONS for line in module.section())]).rstrip("\n") + "\n"
 
 
 def write():
+    import page
+
     RESULTS.write_text(text(), encoding="utf-8")
+    page.write()
 
 
 if __name__ == "__main__":

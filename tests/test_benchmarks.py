@@ -21,21 +21,10 @@ def test_results_are_the_recorded_runs(benchmark):
     assert (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8") == benchmark("results").text()
 
 
+def test_page_is_of_the_recorded_runs(benchmark):
+    assert (ROOT / "benchmarks" / "RESULTS.html").read_text(encoding="utf-8") == benchmark("page").text()
+
+
 def test_readme_shows_the_recorded_runs(benchmark):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert benchmark("readme").updated(readme) == readme
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--batch", "0"], "must be a positive integer; received 0"),
-        (["--models", "vit"], "invalid choice: 'vit'"),
-        (["--device", "gpu"], "--device gpu needs an NVIDIA GPU"),
-    ],
-)
-def test_mistakes_of_training_speed(benchmark, arguments, words, capsys, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(SystemExit, match="2"):
-        benchmark("training_speed").parsed(arguments)
-    assert words in capsys.readouterr().err

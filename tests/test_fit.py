@@ -50,10 +50,8 @@ def as_pydataset(images, labels):
     return dict(x=Sequence(images, labels))
 
 
-def learns(model, data):
-    model.compile(
-        keras.optimizers.AdamW(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
-    )
+def learns(model, data, optimizer):
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     losses = model.fit(**data, epochs=6, verbose=0).history["loss"]
     assert np.isfinite(losses).all()
     assert min(losses[3:]) < 0.7 * losses[0], losses
@@ -63,13 +61,13 @@ def learns(model, data):
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_every_data_set(data, dtype):
     model = families.FAMILIES[0].create(dtype=dtype)
-    learns(model, data(*examples(model)))
+    learns(model, data(*examples(model)), keras.optimizers.AdamW(3e-3))
 
 
 @pytest.mark.parametrize("family", families.FAMILIES, ids=lambda f: f.name)
 def test_every_family(family):
     model = family.create(dtype="mixed_bfloat16", drop_path=0.1)
     before = {v.path: keras.ops.convert_to_numpy(v) for v in model.trainable_weights}
-    learns(model, as_arrays(*examples(model)))
+    learns(model, as_arrays(*examples(model)), keras.optimizers.SGD(0.02, 0.9))  # AdamW takes TensorFlow twice as long
     still = [v.path for v in model.trainable_weights if np.array_equal(before[v.path], keras.ops.convert_to_numpy(v))]
     assert not still, "these weights did not train"

@@ -1,6 +1,6 @@
 """The linear attentions against timm, against their papers' formulas as matrices (N,N) in float64, and in time."""
 
-import importlib.util
+import importlib
 import pathlib
 import time
 
@@ -356,16 +356,14 @@ def test_litert_graph_is_one_partition_and_equals_the_layer(name, tmp_path):
 
 
 @pytest.mark.once
-def test_time_is_linear_in_the_tokens(record_property):
+def test_time_is_linear_in_the_tokens(record_property, monkeypatch):
     """CPU time ~ N^p from 1,024 to 16,384 tokens: p is at most 1.15, and softmax attention's p is beside it."""
-    path = pathlib.Path(__file__).parents[1] / "benchmarks" / "linear_attention.py"
-    spec = importlib.util.spec_from_file_location("linear_attention_benchmark", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    times = benchmark.measure(
-        (256, 1024, 4096, 16384), width=32, rounds=7, longest_softmax=4096, clock=time.process_time
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[1] / "benchmarks")
+    train = importlib.import_module("train")
+    times = train.train_worker.attention_seconds(
+        (256, 1024, 4096, 16384), 7, width=32, longest_softmax=4096, clock=time.process_time
     )
-    exponents = {name: benchmark.exponent(t) for name, t in times.items()}
+    exponents = {name: train.exponent(t, train.LAYER_FIT) for name, t in times.items()}
     for name, p in exponents.items():
         record_property(f"exponent_{name}", round(p, 3))
         print(f"{name:20}{p:.2f}")

@@ -1,0 +1,608 @@
+"""Peers on the same work, in one run: exports, checks and measures what suite.py lists.
+
+    python benchmarks/run.py                                       records results/peers.jsonl and writes RESULTS.md
+    python benchmarks/run.py --models mixer_s16_224 --threads 2    records some rows again, and keeps the others
+    python benchmarks/run.py --export-only                         makes what a run measures, and nothing else
+    python benchmarks/run.py --smoke                               small images, one turn, printed but not recorded
+
+What is not Keras lives in virtual environments of its own, .cache/bench/<environment>, made here from
+requirements/<environment>.txt; the files it exports are kept in .cache/bench/files until what made them changes. Every
+contestant's outputs are compared with timm's before it is timed. Each is a child process of its own (run_worker.py);
+they run in turns, A B C A B C ..., and one that is not being measured waits for its next line and uses no processor.
+What cannot be exported or run becomes a row with its error.
+"""
+
+import argparse
+import contextlib
+import datetime
+import hashlib
+import inspect
+import json
+import math
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import export_worker
+import numpy as np
+from suite import (
+    CONTESTANTS,
+    FILES,
+    GEMM,
+    GEMM_SIDE,
+    MODELS,
+    REFERENCE,
+    SMOKE_IMAGE_SIZE,
+    file_of,
+)
+
+HERE = pathlib.Path(__file__).resolve().parent
+RECORD = HERE / "results" / "peers.jsonl"
+CACHE = HERE.parent / ".cache" / "bench"
+OWN_SOURCES = ("keras_vits", "edge")  # folders that the exporters of the main environment use, but for these
+OTHER_SOURCES = {
+    "weights": (),
+    "ai_edge_quantizer": (),
+    "keras_export": ("keras_vits",),
+    "keras_hub_export": ("keras_vits",),
+}
+ROUNDS = 15
+ROUND_SECONDS = 0.1  # of one contestant's turn, at least one run
+WARMUP_SECONDS, WARMUP_RUNS = 0.5, 3  # at least
+SAME_DB = 60.0  # below it, a float32 contestant does not compute timm's function
+MOST_DB = 200.0  # of outputs that are equal
+INT8_DB = 30.0  # an int8 file below it does not count for our target
+CHILD = {  # environment variables of every child: on the CPU, and its threads sleep while others work
+    "OMP_WAIT_POLICY": "passive",
+    "KMP_BLOCKTIME": "0",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "JAX_PLATFORMS": "cpu",
+    "KERAS_TORCH_DEVICE": "cpu",
+    "PYTHONWARNINGS": "ignore",
+    "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "inductor"),
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # in the process itself
+}
+THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "NPROC")  # the last one is JAX'
+FIGURES = (  # of a row, null where there is none
+    "median_ms",
+    "p90_ms",
+    "ratio",
+    "ratio_q1",
+    "ratio_q3",
+    "peak_memory_bytes",
+    "baseline_memory_bytes",
+    "size_bytes",
+    "load_ms",
+    "sqnr_db",
+    "gflops",
+    "cores_used",
+    "error",
+)
+
+
+class Child:
+    """A worker script in its environment. It ends with the `with` block, and with this process however that ends."""
+
+    def __init__(self, name, script, environment, **variables):
+        self.name, self.errors = name, tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [python(environment), "-P", str(HERE / script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env={**os.environ, **CHILD, **variables},
+            text=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+    def tell(self, **order):
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+
+    def answer(self):
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        code = self.process.wait()
+        self.errors.seek(0)
+        raise ValueError(
+            f"its process ended with code {code}: {last_line(self.errors.read().decode(errors='replace'))}"
+        )
+
+    def ask(self, **order):
+        self.tell(**order)
+        return self.answer()
+
+
+def last_line(text):
+    return next((line.strip()[:200] for line in reversed(text.split("\n")) if line.strip()), "it left no message")
+
+
+# ---------------------------------------------------------------- environments and files
+
+
+def python(environment):
+    """The interpreter of an environment."""
+    return sys.executable if environment == "main" else str(CACHE / environment / "bin" / "python")
+
+
+def requirements(environment):
+    return HERE.parent / "constraints.txt" if environment == "main" else HERE / "requirements" / f"{environment}.txt"
+
+
+def build(environment):
+    """Makes a virtual environment, unless it is there as its requirements say; raises ValueError if it cannot."""
+    if environment == "main":
+        return
+    wanted, built = requirements(environment), CACHE / environment / "requirements.txt"
+    if built.exists() and built.read_text() == wanted.read_text():
+        return
+    print(f"Building {CACHE / environment}", file=sys.stderr)
+    shutil.rmtree(CACHE / environment, ignore_errors=True)
+    install = [python(environment), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(wanted)]
+    for command in ([sys.executable, "-m", "venv", str(CACHE / environment)], install):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"{environment} could not be built: {last_line(done.stderr)}")
+    shutil.copy(wanted, built)
+
+
+def make(names, model, image_size):
+    """Makes the files of some names for a model, and what they are made from.
+
+    Args:
+        names: of `FILES`.
+        model: timm's name.
+        image_size: pixels, or None for the model's own.
+
+    Returns:
+        name -> facts: {path, size_bytes} and what the exporter tells, or {error}.
+    """
+    from keras_vits.edge.progress import progress
+
+    folder = CACHE / "files" / (f"{model}_{image_size}" if image_size else model)
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = set(names)
+    for name in reversed(FILES):  # a file comes after what it is made from
+        if name in wanted and FILES[name].needs:
+            wanted.add(FILES[name].needs)
+    made, stamps = {}, {}
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name in progress([name for name in FILES if name in wanted], f"{model}, exporting"):
+            file = FILES[name]
+            stamps[name] = stamp(file, name, image_size, stamps.get(file.needs, ""))
+            made[name] = kept(folder / f"{name}.json", stamps[name])
+            if made[name] is None:
+                if "error" in made.get(file.needs, {}):
+                    made[name] = {"error": f"made from {file.needs}, which failed: {made[file.needs]['error']}"}
+                    continue
+                made[name] = export(name, file, model, image_size, folder, workers, stack)
+                if not made[name].pop("died", False):  # it may live another time; what was refused will be again
+                    (folder / f"{name}.json").write_text(json.dumps({"stamp": stamps[name], **made[name]}))
+    return made
+
+
+def export(name, file, model, image_size, folder, workers, stack):
+    """Makes one file; `workers`: (environment, backend) -> the child process that makes the files of both."""
+    path = folder / f"{name}{file.suffix}"
+    for old in (path, folder / f"{name}.json"):
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    where = file.environment, file.backend
+    order = {"file": name, "exporter": file.exporter or name, "options": file.options, "needs": file.needs}
+    order |= {"model": model, "image_size": image_size, "folder": str(folder), "path": str(path)}
+    try:
+        build(file.environment)
+        if where not in workers:
+            workers[where] = stack.enter_context(
+                Child(name, "export_worker.py", file.environment, KERAS_BACKEND=file.backend)
+            )
+        facts = workers[where].ask(**order)
+    except ValueError as e:
+        workers.pop(where, None)
+        facts = {"error": str(e), "died": True}
+    if "error" in facts:
+        return facts
+    weights = path / "model.safetensors"
+    return {"path": str(path), "size_bytes": (weights if path.is_dir() else path).stat().st_size, **facts}
+
+
+def stamp(file, name, image_size, source):
+    """A hash of everything that a file is made by and from; `source`: the stamp of the file it is made from."""
+    exporter = file.exporter or name
+    digest = hashlib.sha256(repr((file, image_size, source)).encode())
+    digest.update(inspect.getsource(export_worker.EXPORTERS[exporter]).encode())
+    digest.update(requirements(file.environment).read_bytes())
+    folders = OTHER_SOURCES.get(exporter, OWN_SOURCES) if file.environment == "main" else ()
+    for path in sorted(path for folder in folders for path in (HERE.parent / folder).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def kept(path, stamp):
+    """What is known of a file that was made or refused before, or None if it would be made otherwise now."""
+    with contextlib.suppress(OSError, ValueError):
+        facts = json.loads(path.read_text())
+        if facts.pop("stamp") == stamp and ("error" in facts or pathlib.Path(facts["path"]).exists()):
+            return facts
+    return None
+
+
+# ---------------------------------------------------------------- measure
+
+
+class Runner(Child):
+    """A contestant in a process of its own, which imports its runtime from the start."""
+
+    def __init__(self, name, model, image_size, made, threads):
+        contestant = CONTESTANTS[name]
+        self.gemm = contestant.role == "gemm"
+        self.weights = pathlib.Path(made["weights"]["path"])
+        self.threads, self.turns, self.cpu_ms = threads, [], 0.0
+        variables = dict.fromkeys(THREADS, str(threads)) | {"KERAS_BACKEND": contestant.backend or "numpy"}
+        super().__init__(name, "run_worker.py", contestant.environment, **variables)
+        self.tell(
+            loader=contestant.loader,
+            path=made[file_of(name)]["path"],
+            options=contestant.options,
+            model=model,
+            image_size=image_size,
+            threads=threads,
+            images=None if self.gemm else str(self.weights / "test.npy"),
+            shape=(1, 32, GEMM_SIDE // 32, GEMM_SIDE),
+        )
+
+    def ready(self):
+        self.facts = self.answer()
+
+    def load(self):
+        self.facts |= self.ask(do="load")
+
+    def check(self):
+        """Compares the outputs of the test images with timm's."""
+        self.facts["sqnr_db"] = None
+        if self.gemm:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "outputs.npy"
+            self.ask(do="check", path=str(path))
+            found, expected = np.load(path).astype("float64"), np.load(self.weights / "expected.npy")
+        if not np.isfinite(found).all():
+            raise ValueError("its outputs are not finite")
+        noise = np.square(found - expected).sum()
+        db = min(10 * math.log10(np.square(expected, dtype="float64").sum() / noise), MOST_DB) if noise else MOST_DB
+        if CONTESTANTS[self.name].recipe == "float32" and db < SAME_DB:
+            raise ValueError(f"its outputs are not timm's: SQNR {db:.1f} dB")
+        self.facts["sqnr_db"] = round(db, 2)
+
+    def warm_up(self):
+        start, ms = time.monotonic(), []
+        while len(ms) < WARMUP_RUNS or time.monotonic() - start < WARMUP_SECONDS:
+            ms += self.ask(do="run", runs=1)["ms"]
+        self.runs = max(1, round(ROUND_SECONDS * 1e3 / np.median(ms)))
+
+    def measure(self):
+        answer = self.ask(do="run", runs=self.runs)
+        self.turns.append(np.array(answer["ms"]))
+        self.cpu_ms += answer["cpu_ms"]
+        self.facts["peak_memory_bytes"] = answer["peak_memory_bytes"]
+
+    def figures(self, reference, macs):
+        """Of its row; `reference`: the Runner that ratios are to, or None."""
+        ms = np.concatenate(self.turns)
+        median, p90 = np.percentile(ms, (50, 90))
+        found = {"median_ms": median, "p90_ms": p90, "cores_used": self.cpu_ms / ms.sum()}
+        found["gflops"] = 2e-6 * (GEMM_SIDE**3 if self.gemm else macs) / median
+        if reference:
+            ratios = np.divide([turn.mean() for turn in self.turns], [turn.mean() for turn in reference.turns])
+            found |= zip(("ratio_q1", "ratio", "ratio_q3"), np.percentile(ratios, (25, 50, 75)), strict=True)
+        return self.facts | {key: round(float(value), 4) for key, value in found.items()}
+
+
+def measure(model, names, made, *, image_size, threads, rounds):
+    """One model with all its contestants in turns.
+
+    Args:
+        model: timm's name.
+        names: of `CONTESTANTS`.
+        made: what `make` returned.
+        image_size: pixels, or None for the model's own.
+        threads: of every contestant.
+        rounds: how many turns each of them takes.
+
+    Returns:
+        contestant -> its row's figures.
+    """
+    from keras_vits.edge.progress import progress
+
+    found = {name: {"size_bytes": made[file_of(name)].get("size_bytes")} for name in names}
+    with contextlib.ExitStack() as stack:
+        runners = {}
+
+        def each(step, description=None):
+            """Takes a step with every contestant; who fails leaves the error, and no longer takes part."""
+            for name in progress(list(runners), description) if description else list(runners):
+                try:
+                    step(runners[name])
+                except ValueError as e:
+                    found[name]["error"] = str(e)
+                    runners.pop(name).__exit__()
+
+        for name in names:
+            if error := made[file_of(name)].get("error"):
+                found[name]["error"] = error
+                continue
+            try:
+                build(CONTESTANTS[name].environment)
+            except ValueError as e:
+                found[name]["error"] = str(e)
+                continue
+            runners[name] = stack.enter_context(Runner(name, model, image_size, made, threads))
+        what = f"{model}, {threads} threads"
+        each(Runner.ready, f"{what}, importing")
+        each(Runner.load, f"{what}, loading")
+        each(Runner.check, f"{what}, checking")
+        each(Runner.warm_up, f"{what}, warming up")
+        for _ in progress(range(rounds), f"{what}, measuring"):
+            each(Runner.measure)
+        for name, runner in runners.items():
+            found[name] |= runner.figures(runners.get(REFERENCE), made["weights"]["macs"])
+    return found
+
+
+def rows(model, found, **common):
+    """The rows of one `measure`, as they are recorded."""
+    from keras_vits.edge.benchmark import cpu_name
+
+    device, commit_, date = cpu_name(), commit(), datetime.date.today().isoformat()
+    return [
+        {
+            "benchmark": "peers",
+            "model": model,
+            "contestant": name,
+            "runtime": figures.get("runtime"),
+            "runtime_version": figures.get("runtime_version"),
+            "recipe": CONTESTANTS[name].recipe,
+            "device": device,
+            "date": date,
+            "commit": commit_,
+            **common,
+            **{key: figures.get(key) for key in FIGURES},
+        }
+        for name, figures in found.items()
+    ]
+
+
+def commit():
+    """The commit of the working tree, with "-dirty" where files differ from it; None outside a clone."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+
+
+# ---------------------------------------------------------------- record and show
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def record(path, new):
+    """Puts rows in the place of those of the same model, contestant and threads."""
+    from keras_vits.edge.artifact import writing
+
+    key = lambda row: (row["model"], row["threads"], row["contestant"])
+    merged = {key(row): row for row in [*read(path), *new]}
+    order = lambda k: (MODELS.index(k[0]), k[1], list(CONTESTANTS).index(k[2]))
+    with writing(path) as temporary:
+        temporary.write_text("".join(json.dumps(merged[k]) + "\n" for k in sorted(merged, key=order)), encoding="utf-8")
+
+
+def verdicts(rows, threads=2):
+    """What the recorded rows say about our targets.
+
+    Args:
+        rows: recorded ones.
+        threads: that the targets are about.
+
+    Returns:
+        model -> {float32, best_float32, int8, best_int8, int8_to_peer, best_peer_int8}: our median time over that of
+        the fastest float32 peer and its name; our fastest int8 file of 30 dB or more, over our float32, and its name;
+        the same over the fastest int8 peer, and its name. None where there is no such row.
+    """
+    found = {}
+    for model in MODELS:
+        these = [r for r in rows if (r["model"], r["threads"]) == (model, threads) and r["ratio"]]
+
+        def best(role, is_int8, least_db=-math.inf, these=these):
+            fit = [
+                r
+                for r in these
+                if CONTESTANTS[r["contestant"]].role == role
+                and (r["recipe"] != "float32") == is_int8
+                and r["sqnr_db"] >= least_db
+            ]
+            return min(fit, key=lambda r: r["ratio"], default=None)
+
+        peer, int8, peer_int8 = best("peer", False), best("ours", True, INT8_DB), best("peer", True)
+        if these:
+            found[model] = {
+                "float32": peer and 1 / peer["ratio"],
+                "best_float32": peer and peer["contestant"],
+                "int8": int8 and int8["ratio"],
+                "best_int8": int8 and int8["contestant"],
+                "int8_to_peer": int8 and peer_int8 and int8["ratio"] / peer_int8["ratio"],
+                "best_peer_int8": peer_int8 and peer_int8["contestant"],
+            }
+    return found
+
+
+METHOD = (
+    "Every contestant has the same network with the same random weights and, before it is timed, is compared with "
+    "timm's float32 outputs on crops of a photograph: SQNR. Batch 1. Each has a process of its own, and they ran in "
+    "turns of about 0.1 s. Times are medians over ours in float32, with the quartiles of the turns in parentheses; "
+    "less is faster. Static int8 is calibrated on the same 8 crops of another photograph. Memory is the peak of the "
+    "process, and in parentheses what was there before the file was loaded: Python and the runtime's package. GFLOP/s "
+    "are two for each multiply-add of the network, and in parentheses what part they are of one large product of "
+    "matrices in LiteRT, float32 or dynamic int8, in the same turns. PyTorch and Keras compile at the first image, "
+    "which is not in their time to load."
+)
+TARGETS = {  # figure of `verdicts` -> (at most, in words)
+    "float32": (0.9, "float32 / fastest float32 peer"),
+    "int8": (0.4, "fastest int8 of 30 dB or more / our float32"),
+    "int8_to_peer": (0.7, "the same / fastest int8 peer"),
+}
+FAST, FAST_MODELS = 0.8, 3  # float32 is to be at most so much of the best peer on so many models
+
+
+def section():
+    """The part of RESULTS.md about the recorded run, as lines of Markdown."""
+    found = read(RECORD)
+    if not found:
+        return []
+    lines = ["## Side by side with the peers", "", f"Written by `benchmarks/run.py`. {METHOD}", "", *targets(found)]
+    for model in MODELS:
+        lines += table([row for row in found if row["model"] == model])
+    return lines
+
+
+def targets(found):
+    """What was to be reached, and what was, as lines of Markdown."""
+    ours = verdicts(found)
+    lines = [
+        "### Targets, 2 threads",
+        "",
+        f"| model | {' | '.join(f'{words}: at most {most}' for most, words in TARGETS.values())} |",
+        f"|---|{'---|' * len(TARGETS)}",
+    ]
+    for model, verdict in ours.items():
+        cells = []
+        for key, (most, _) in TARGETS.items():
+            value = verdict[key]
+            peer = {"float32": "best_float32", "int8": "best_int8", "int8_to_peer": "best_peer_int8"}[key]
+            met = "" if value is None else f"{value:.2f}, {'met' if value <= most else 'missed'}"
+            cells.append(f"{met} ({CONTESTANTS[verdict[peer]].label})" if met else "no such row")
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    fast = sum(verdict["float32"] is not None and verdict["float32"] <= FAST for verdict in ours.values())
+    words = "met" if fast >= FAST_MODELS else "missed"
+    return [*lines, "", f"At most {FAST} of the fastest float32 peer on {fast} models of {FAST_MODELS}: {words}.", ""]
+
+
+def table(found):
+    """The rows of one model, as lines of Markdown."""
+    if not found:
+        return []
+    threads = sorted({row["threads"] for row in found})
+    last = max(found, key=lambda row: row["date"])
+    lines = [
+        f"### {found[0]['model']}",
+        "",
+        f"Recorded on {last['date']}, {last['device']}, commit {last['commit']}, `{last['command']}`. "
+        f"Size, memory, load time and rate with {threads[-1]} threads.",
+        "",
+        f"| contestant | version |{''.join(f' {n} threads: time / ours | ms |' for n in threads)} "
+        "SQNR dB | file MB | memory MB | load ms | GFLOP/s |",
+        f"|---|---|{'---:|---:|' * len(threads)}---:|---:|---:|---:|---:|",
+    ]
+    known = {(row["contestant"], row["threads"]): row for row in found}
+    for name in dict.fromkeys(row["contestant"] for row in found):
+        rows = [known.get((name, n)) for n in threads]
+        row = next(row for row in reversed(rows) if row)
+        start = f"| {CONTESTANTS[name].label} | {version(row)} |"
+        if row["error"]:
+            lines.append(f"{start}{' |' * (2 * len(threads))} | | | | failed: {row['error'].replace('|', '/')} |")
+            continue
+        roof = known.get((GEMM[row["recipe"]], row["threads"]))
+        part = f" ({row['gflops'] / roof['gflops']:.0%})" if roof and roof["gflops"] else ""
+        memory = f"{row['peak_memory_bytes'] / 1e6:.0f} ({row['baseline_memory_bytes'] / 1e6:.0f})"
+        cells = [speed(r) for r in rows]
+        cells += ["" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}", f"{row['size_bytes'] / 1e6:.1f}", memory]
+        cells += [f"{row['load_ms']:.0f}", f"{row['gflops']:.0f}{part}"]
+        lines.append(f"{start} {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def speed(row):
+    """Two cells: time over ours, and milliseconds."""
+    if row is None or row["median_ms"] is None:
+        return " | "
+    ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['ratio_q1']:.2f} to {row['ratio_q3']:.2f})"
+    return f"{ratio} | {row['median_ms']:.2f}"
+
+
+def version(row):
+    return f"{row['runtime']} {row['runtime_version']}" if row["runtime"] else ""
+
+
+def parsed(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
+    parser.add_argument(
+        "--contestants",
+        nargs="+",
+        choices=CONTESTANTS,
+        default=list(CONTESTANTS),
+        metavar="NAME",
+        help=f"beside {REFERENCE}: {', '.join(CONTESTANTS)}",
+    )
+    parser.add_argument("--threads", nargs="+", type=positive, default=[1, 2], help="of every contestant; 1 and 2")
+    parser.add_argument("--rounds", type=positive, default=ROUNDS, help="turns that each contestant takes")
+    parser.add_argument("--record", type=pathlib.Path, help="the .jsonl file to write, instead of results/peers.jsonl")
+    parser.add_argument("--export-only", action="store_true", help="make the environments and files, measure nothing")
+    parser.add_argument("--smoke", action="store_true", help="small images, one turn: does it run?")
+    found = parser.parse_args(arguments)
+    found.image_size = SMOKE_IMAGE_SIZE if found.smoke else None
+    found.rounds = 1 if found.smoke else found.rounds
+    found.contestants = [name for name in CONTESTANTS if name in {REFERENCE, *found.contestants}]
+    found.command = shlex.join(["python", "benchmarks/run.py", *(sys.argv[1:] if arguments is None else arguments)])
+    return found
+
+
+def positive(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer; received {text}")
+    return int(text)
+
+
+def main(arguments=None):
+    options = parsed(arguments)
+    os.environ.setdefault("KERAS_BACKEND", "numpy")  # of this process, which computes nothing: the quickest to import
+    target = options.record or (None if options.smoke else RECORD)
+    for model in options.models:
+        names = [name for name in options.contestants if model in CONTESTANTS[name].models]
+        made = make({"weights", *map(file_of, names)}, model, options.image_size)
+        if error := made["weights"].get("error"):
+            raise SystemExit(f"timm's {model} could not be made: {error}")
+        if options.export_only:
+            errors = [f"{name} failed: {facts['error']}" for name, facts in made.items() if "error" in facts]
+            print(f"{model}: {len(made) - len(errors)} files made", *errors, sep="\n    ")
+            continue
+        done = []
+        for threads in options.threads:
+            found = measure(model, names, made, image_size=options.image_size, threads=threads, rounds=options.rounds)
+            done += rows(model, found, threads=threads, command=options.command)
+            if target:  # a group at a time, so that an interrupt loses one only
+                record(target, done)
+        print("\n".join(table(done)))
+    if target == RECORD and not options.export_only:
+        import results
+
+        results.write()
+
+
+if __name__ == "__main__":
+    main()
