@@ -40,6 +40,7 @@ from suite import (
     SMOKE_IMAGE_SIZE,
     file_of,
 )
+from worker import Worker
 
 HERE = pathlib.Path(__file__).resolve().parent
 RECORD = HERE / "results" / "peers.jsonl"
@@ -87,45 +88,9 @@ FIGURES = (  # of a row, null where there is none
 )
 
 
-class Child:
-    """A worker script in its environment. It ends with the `with` block, and with this process however that ends."""
-
-    def __init__(self, name, script, environment, **variables):
-        self.name, self.errors = name, tempfile.TemporaryFile()
-        self.process = subprocess.Popen(
-            [python(environment), "-P", str(HERE / script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env={**os.environ, **CHILD, **variables},
-            text=True,
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
-
-    def tell(self, **order):
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
-
-    def answer(self):
-        if line := self.process.stdout.readline():
-            return json.loads(line)
-        code = self.process.wait()
-        self.errors.seek(0)
-        raise ValueError(
-            f"its process ended with code {code}: {last_line(self.errors.read().decode(errors='replace'))}"
-        )
-
-    def ask(self, **order):
-        self.tell(**order)
-        return self.answer()
+def worker(script, environment, **variables):
+    """A worker script in its environment."""
+    return Worker([python(environment), "-P", str(HERE / script)], {**os.environ, **CHILD, **variables})
 
 
 def last_line(text):
@@ -209,7 +174,7 @@ def export(name, file, model, image_size, folder, workers, stack):
         build(file.environment)
         if where not in workers:
             workers[where] = stack.enter_context(
-                Child(name, "export_worker.py", file.environment, KERAS_BACKEND=file.backend)
+                worker("export_worker.py", file.environment, KERAS_BACKEND=file.backend)
             )
         facts = workers[where].ask(**order)
     except ValueError as e:
@@ -245,17 +210,17 @@ def kept(path, stamp):
 # ---------------------------------------------------------------- measure
 
 
-class Runner(Child):
+class Runner:
     """A contestant in a process of its own, which imports its runtime from the start."""
 
     def __init__(self, name, model, image_size, made, threads):
-        contestant = CONTESTANTS[name]
+        self.name, contestant = name, CONTESTANTS[name]
         self.gemm = contestant.role == "gemm"
         self.weights = pathlib.Path(made["weights"]["path"])
         self.threads, self.turns, self.cpu_ms = threads, [], 0.0
         variables = dict.fromkeys(THREADS, str(threads)) | {"KERAS_BACKEND": contestant.backend or "numpy"}
-        super().__init__(name, "run_worker.py", contestant.environment, **variables)
-        self.tell(
+        self.worker = worker("run_worker.py", contestant.environment, **variables)
+        self.worker.tell(
             loader=contestant.loader,
             path=made[file_of(name)]["path"],
             options=contestant.options,
@@ -266,11 +231,17 @@ class Runner(Child):
             shape=(1, 32, GEMM_SIDE // 32, GEMM_SIDE),
         )
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.worker.__exit__()
+
     def ready(self):
-        self.facts = self.answer()
+        self.facts = self.worker.answer()
 
     def load(self):
-        self.facts |= self.ask(do="load")
+        self.facts |= self.worker.ask(do="load")
 
     def check(self):
         """Compares the outputs of the test images with timm's."""
@@ -279,7 +250,7 @@ class Runner(Child):
             return
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "outputs.npy"
-            self.ask(do="check", path=str(path))
+            self.worker.ask(do="check", path=str(path))
             found, expected = np.load(path).astype("float64"), np.load(self.weights / "expected.npy")
         if not np.isfinite(found).all():
             raise ValueError("its outputs are not finite")
@@ -292,11 +263,11 @@ class Runner(Child):
     def warm_up(self):
         start, ms = time.monotonic(), []
         while len(ms) < WARMUP_RUNS or time.monotonic() - start < WARMUP_SECONDS:
-            ms += self.ask(do="run", runs=1)["ms"]
+            ms += self.worker.ask(do="run", runs=1)["ms"]
         self.runs = max(1, round(ROUND_SECONDS * 1e3 / np.median(ms)))
 
     def measure(self):
-        answer = self.ask(do="run", runs=self.runs)
+        answer = self.worker.ask(do="run", runs=self.runs)
         self.turns.append(np.array(answer["ms"]))
         self.cpu_ms += answer["cpu_ms"]
         self.facts["peak_memory_bytes"] = answer["peak_memory_bytes"]

@@ -28,10 +28,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 
 import numpy as np
 import train_worker
+from worker import Worker, WorkerError
 
 HERE = pathlib.Path(__file__).parent
 RECORD = HERE / "results" / "train.jsonl"
@@ -114,17 +114,11 @@ class Runner:
         self.first_step_ms, self.peak_memory_bytes, self.facts, self.error = {}, {}, {}, None
 
     def __enter__(self):
-        self.errors = tempfile.TemporaryFile()
         threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "NPROC"), str(self.threads))  # NPROC: JAX
         virtual = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"} if self.devices > 1 else {}
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", str(HERE / "train_worker.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env={**os.environ, **ENVIRONMENT, **ON[self.device], **threads, **virtual, "KERAS_BACKEND": self.backend},
-            text=True,
-        )
+        environment = {**os.environ, **ENVIRONMENT, **ON[self.device], **threads, **virtual}
+        environment["KERAS_BACKEND"] = self.backend
+        self.worker = Worker([sys.executable, "-P", str(HERE / "train_worker.py")], environment)
         try:
             self.facts = self.ask(**self.order) or {}
         except BaseException:
@@ -133,23 +127,14 @@ class Runner:
         return self
 
     def __exit__(self, *_):
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
+        self.worker.__exit__()
 
     def ask(self, **order):
         """The answer of the child; none, and `error`, where it ended instead."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
-        if answer := self.process.stdout.readline():
-            return json.loads(answer)
-        code = self.process.wait()
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it left no message")
-        self.error = f"its process ended with code {code}: {last}"
-        return None
+        try:
+            return self.worker.ask(**order)
+        except WorkerError as e:
+            self.error = str(e)
 
     def warm_up(self, mode):
         """Takes steps until they are compiled; returns how many make a turn."""

@@ -122,7 +122,7 @@ def benchmark(
     threads = module.THREADS if threads is None else threads
     threads = (threads,) if isinstance(threads, int) else tuple(threads)
     chosen = (accelerators,) if isinstance(accelerators, str) else accelerators and tuple(accelerators)
-    _check(artifacts, module, kind, threads, chosen, min_runs)
+    check(artifacts, module, kind, threads, chosen, min_runs)
     found = module.measure(
         artifacts,
         where or None,
@@ -170,7 +170,8 @@ def cpu_name():
     return platform.processor() or platform.machine()
 
 
-def _check(artifacts, module, kind, threads, accelerators, min_runs):
+def check(artifacts, module, kind, threads, accelerators, min_runs):
+    """Raises a ValueError for what the device of this kind, with its module, does not take."""
     if not artifacts:
         raise ValueError("There is nothing to measure: the list of artifacts is empty.")
     for name, values in (("threads", threads), ("min_runs", (min_runs,))):

@@ -34,10 +34,10 @@ import numpy as np
 from keras_vits.preprocess import Preprocessing
 
 from .. import litert
-from ..benchmark import DeviceError, DeviceWarning, _check, cpu_name
+from ..benchmark import DeviceError, DeviceWarning, check, cpu_name
 from ..bundle import generated, tolerance
 from ..progress import progress
-from .host import ROUND_SECONDS, WARMUP_RUNS, Child, _rounds
+from .host import ROUND_SECONDS, WARMUP_RUNS, Child, rounds
 
 THREADS = (1, 2)
 ACCELERATORS = ("wasm", "webgpu")
@@ -132,7 +132,7 @@ def serve(
             measured. What fails alone, or gives other outputs than on this machine, is a `DeviceWarning`.
         ValueError: an artifact that cannot run there, or is not the file that was written.
     """
-    _check(artifacts, sys.modules[__name__], "browser", threads, accelerators, min_runs)
+    check(artifacts, sys.modules[__name__], "browser", threads, accelerators, min_runs)
     where = f"browser:{'serve' if host == '127.0.0.1' else host}"
     with _Server(artifacts, host, port) as server:
         if on_url:
@@ -247,7 +247,7 @@ def _in_turns(page, artifacts, device, *, threads, accelerators, min_runs, min_s
             model.attempt(model.warm_up, warmup_seconds)
         estimate = math.ceil(min_seconds / ROUND_SECONDS)
         estimate = max([estimate, *(math.ceil(min_runs / model.runs) for model in models if not model.failure)])
-        for _ in progress(_rounds(models, min_runs, min_seconds), "Measuring", estimate):
+        for _ in progress(rounds(models, min_runs, min_seconds), "Measuring", estimate):
             for model in models:
                 model.attempt(model.measure)
         error = None

@@ -6,13 +6,10 @@ a ratio between two of them stays true. A child that is not being measured waits
 
 import contextlib
 import datetime
-import json
 import math
 import os
 import pathlib
-import subprocess
 import sys
-import tempfile
 import time
 
 import numpy as np
@@ -20,6 +17,7 @@ import numpy as np
 from .. import litert
 from ..benchmark import Latency, cpu_name
 from ..progress import progress
+from ..worker import Worker, WorkerError
 
 THREADS = (2,)
 ACCELERATORS = ("cpu",)
@@ -55,13 +53,13 @@ def in_turns(children, device, min_runs, min_seconds, warmup_seconds):
         children = [stack.enter_context(child) for child in progress(children, "Loading")]
         turns = [child.warm_up(warmup_seconds) for child in progress(children, "Warming up")]
         estimate = max(max(math.ceil(min_runs / runs), math.ceil(min_seconds / ROUND_SECONDS)) for runs in turns)
-        for _ in progress(_rounds(children, min_runs, min_seconds), "Measuring", estimate):
+        for _ in progress(rounds(children, min_runs, min_seconds), "Measuring", estimate):
             for child, runs in zip(children, turns, strict=True):
                 child.measure(runs)
         return [child.latency(device=device, started=started) for child in children]
 
 
-def _rounds(children, min_runs, min_seconds):
+def rounds(children, min_runs, min_seconds):
     """Yields until every child has run often and long enough."""
     while not all(child.has_enough(min_runs, min_seconds) for child in children):
         yield
@@ -103,15 +101,7 @@ class Child:
             order["interpreter"] = interpreter.__module__
         if artifact.format == "keras":
             environment |= _keras_environment(artifact.tools["backend"], str(self.threads))
-        self.errors = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env=environment,
-            text=True,
-        )
+        self.worker = Worker([sys.executable, "-P", str(WORKER)], environment)
         try:
             self.loaded = self._ask(**order)
         except BaseException:
@@ -120,21 +110,13 @@ class Child:
         return self
 
     def __exit__(self, *_):
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
+        self.worker.__exit__()
 
     def _ask(self, **order):
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
-        if answer := self.process.stdout.readline():
-            return json.loads(answer)
-        code = self.process.wait()
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it left no message")
-        raise ValueError(f"{self.artifact.path.name} could not be measured, its process ended with code {code}: {last}")
+        try:
+            return self.worker.ask(**order)
+        except WorkerError as e:
+            raise ValueError(f"{self.artifact.path.name} could not be measured, {e}") from None
 
     def warm_up(self, seconds):
         """Runs it for a while; returns how many runs make a turn of `ROUND_SECONDS`."""

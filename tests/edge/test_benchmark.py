@@ -183,7 +183,7 @@ def test_a_process_that_is_killed_is_named(chains, monkeypatch):
 
     def kill_then_measure(child, runs):
         if child.artifact is chains[1]:
-            os.kill(child.process.pid, signal.SIGKILL)
+            os.kill(child.worker.process.pid, signal.SIGKILL)
         measure(child, runs)
 
     monkeypatch.setattr(host.Child, "measure", kill_then_measure)
