@@ -93,7 +93,30 @@ def recipes():
     )
 
 
-SECTIONS = {"demo": demo, "models": models, "recipes": recipes}
+def peers():
+    """A row for each model of the recorded run side by side with the peers, 2 threads."""
+    import run
+    from suite import CONTESTANTS, REFERENCE
+
+    recorded = run.read(run.RECORD)
+    known = {(row["model"], row["contestant"]): row for row in recorded if row["threads"] == 2}
+    rows = []
+    for model, verdict in run.verdicts(recorded).items():
+        ours, best, peer, int8 = (
+            known.get((model, name))
+            for name in (REFERENCE, verdict["best_int8"], verdict["best_float32"], verdict["best_peer_int8"])
+        )
+        fast = f"{best['median_ms']:.1f} ms ({best['recipe']}, {best['sqnr_db']:.0f} dB)" if best else "none of 30 dB"
+        cells = [model, f"{ours['median_ms']:.1f} ms", fast]
+        for row in (peer, int8):
+            label = CONTESTANTS[row["contestant"]].label if row else ""
+            cells.append(f"{row['median_ms']:.1f} ms ({label}, {row['sqnr_db']:.0f} dB)" if row else "")
+        rows.append(cells)
+    where = f"{recorded[0]['device']}, 2 threads, batch 1, random weights; median times. `{recorded[0]['command']}`\n\n"
+    return where + table(["model", "float32", "int8", "fastest float32 peer", "fastest int8 peer"], rows)
+
+
+SECTIONS = {"demo": demo, "peers": peers, "models": models, "recipes": recipes}
 
 
 def updated(readme):

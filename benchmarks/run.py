@@ -353,6 +353,7 @@ def rows(model, found, **common):
             "commit": commit_,
             **common,
             **{key: figures.get(key) for key in FIGURES},
+            "error": figures.get("error") and figures["error"].replace(f"{HERE.parent}{os.sep}", ""),
         }
         for name, figures in found.items()
     ]

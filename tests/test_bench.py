@@ -161,6 +161,12 @@ def test_wrong_answers_are_not_timed(run, tmp_path):
         runner.check()
 
 
+def test_errors_tell_no_paths_of_this_machine(run):
+    error = f"{run.HERE.parent}/.cache/bench/onnx/lib/convert.py:400: no"
+    (row,) = run.rows(MODEL, {"litert_torch": {"error": error}}, threads=2, command="python benchmarks/run.py")
+    assert row["error"] == ".cache/bench/onnx/lib/convert.py:400: no" and row["median_ms"] is None
+
+
 def test_environments_are_built_once(run, monkeypatch):
     """One that cannot be built says why, is not taken for built, and is built when it can be."""
     commands, stderr = [], "WARNING: slow\nERROR: No matching distribution found for onnx\n"
