@@ -8,7 +8,7 @@
 What is not Keras lives in virtual environments of its own, .cache/bench/<environment>, made here from
 requirements/<environment>.txt; the files it exports are kept in .cache/bench/files until what made them changes. Every
 contestant's outputs are compared with timm's before it is timed. Each is a child process of its own (run_worker.py);
-they run in turns, A B C A B C ..., and one that is not being measured waits for its next line and uses no processor.
+they run in turns, A B C B A C ..., and one that is not being measured waits for its next line and uses no processor.
 What cannot be exported or run becomes a row with its error.
 """
 
@@ -302,11 +302,12 @@ def measure(model, names, made, *, image_size, threads, rounds):
 
     found = {name: {"size_bytes": made[file_of(name)].get("size_bytes")} for name in names}
     with contextlib.ExitStack() as stack:
-        runners = {}
+        runners, random = {}, np.random.default_rng(0)
 
         def each(step, description=None):
             """Takes a step with every contestant; who fails leaves the error, and no longer takes part."""
-            for name in progress(list(runners), description) if description else list(runners):
+            # Turns are taken in another order each time: what ran before leaves the processor in its state.
+            for name in progress(list(runners), description) if description else random.permutation(list(runners)):
                 try:
                     step(runners[name])
                 except ValueError as e:

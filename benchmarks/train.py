@@ -13,7 +13,7 @@
 A step is a whole one: forward, cross entropy, backward and AdamW, through each library's usual interface (`fit`'s own
 step for Keras). On a GPU the batch is larger and the arithmetic bfloat16 (`mixed_bfloat16`, `torch.autocast`), on a CPU
 float32. Each runner of a model lives in a child process of its own (train_worker.py); they are measured in turns,
-A B C A B C ..., and one that is not being measured waits for its next line and uses no processor. Each of them also
+A B C B A C ..., and one that is not being measured waits for its next line and uses no processor. Each of them also
 multiplies two large matrices in its turns: the fastest of these is what the machine can do.
 """
 
@@ -167,7 +167,7 @@ def measure(runners, *, modes=MODES, seconds):
     """
     from keras_vits.edge.progress import progress
 
-    model = runners[0].model
+    model, random = runners[0].model, np.random.default_rng(0)
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(runner) for runner in progress(runners, model)]
         sizes = {child.name: child.facts["parameters"] for child in children if not child.error}
@@ -180,7 +180,7 @@ def measure(runners, *, modes=MODES, seconds):
             while well := [child for child in well if not child.error]:
                 if all(child.seconds(mode) >= wanted for child in well):
                     break
-                for child in well:
+                for child in random.permutation(well):  # what ran before leaves the processor in its state
                     child.measure(mode, turns[child])
     gemm = [np.median(np.concatenate(child.ms["gemm"])) for child in children if child.ms["gemm"]]
     gemm = 2e3 * GEMM[runners[0].device] ** 3 / min(gemm) if gemm else None

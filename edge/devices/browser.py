@@ -247,9 +247,9 @@ def _in_turns(page, artifacts, device, *, threads, accelerators, min_runs, min_s
             model.attempt(model.warm_up, warmup_seconds)
         estimate = math.ceil(min_seconds / ROUND_SECONDS)
         estimate = max([estimate, *(math.ceil(min_runs / model.runs) for model in models if not model.failure)])
-        for _ in progress(rounds(models, min_runs, min_seconds), "Measuring", estimate):
-            for model in models:
-                model.attempt(model.measure)
+        for order in progress(rounds(models, min_runs, min_seconds), "Measuring", estimate):
+            for i in order:
+                models[i].attempt(models[i].measure)
         error = None
     except DeviceError as e:
         error = e

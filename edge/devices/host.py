@@ -1,6 +1,6 @@
 """The CPU of this machine: each artifact in a child process of its own (benchmark_worker.py).
 
-They are measured in turns, A B C A B C ..., so that a machine that slows down for a second slows all of them down, and
+They are measured in turns, A B C B A C ..., so that a machine that slows down for a second slows all of them down, and
 a ratio between two of them stays true. A child that is not being measured waits for its next line and uses no CPU.
 """
 
@@ -53,16 +53,20 @@ def in_turns(children, device, min_runs, min_seconds, warmup_seconds):
         children = [stack.enter_context(child) for child in progress(children, "Loading")]
         turns = [child.warm_up(warmup_seconds) for child in progress(children, "Warming up")]
         estimate = max(max(math.ceil(min_runs / runs), math.ceil(min_seconds / ROUND_SECONDS)) for runs in turns)
-        for _ in progress(rounds(children, min_runs, min_seconds), "Measuring", estimate):
-            for child, runs in zip(children, turns, strict=True):
-                child.measure(runs)
+        for order in progress(rounds(children, min_runs, min_seconds), "Measuring", estimate):
+            for i in order:
+                children[i].measure(turns[i])
         return [child.latency(device=device, started=started) for child in children]
 
 
 def rounds(children, min_runs, min_seconds):
-    """Yields until every child has run often and long enough."""
+    """Yields the order of the next round until every child has run often and long enough.
+
+    It is another one each time: what ran before leaves the processor in its state, which is worth some percent.
+    """
+    random = np.random.default_rng(0)
     while not all(child.has_enough(min_runs, min_seconds) for child in children):
-        yield
+        yield random.permutation(len(children))
 
 
 def _keras_environment(backend, threads):
