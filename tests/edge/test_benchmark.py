@@ -96,6 +96,18 @@ def test_numbers_fit_together(chains, measured):
     assert len({(speed.started, len(speed.round_ms)) for speed in measured}) == 1
 
 
+def test_turns_are_taken_in_a_changing_order():
+    class Child:
+        left = 12
+
+        def has_enough(self, runs, seconds):
+            self.left -= 1
+            return self.left < 0
+
+    orders = [tuple(order) for order in host.rounds([Child() for _ in range(5)], 1, 1)]
+    assert len(set(orders)) > 6 and all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
+
+
 def test_four_times_the_work_takes_four_times_as_long(chains):
     short, long = benchmark(chains, threads=1, min_seconds=1.0)
     assert 3.2 < ratio(long, short) < 4.8  # whatever else the machine is doing
