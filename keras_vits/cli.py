@@ -33,7 +33,7 @@ RECIPES = (  # without the import of Keras that reading the table would take
     "LiteRT: float16, dynamic_int8, static_int8, static_int8_int16, weight_int8, weight_int4. "
     "Core ML: int8, int4, int8_int8, palette8, palette6, palette4."
 )
-NAMES = ("Family", "Published weights", "Licence")  # columns of text
+NAMES = ("Family", "Published weights", "Licence", "On, threads")  # columns of text
 
 
 class Backend(StrEnum):
@@ -347,14 +347,13 @@ def _speeds(found):
     """Prints what was measured."""
     if not found:
         return
-    table = _table("File", "On", "Threads", "Median ms", "p90 ms", "p99 ms", "Load ms", "Memory MB", "Runs")
+    table = _table("File", "On, threads", "Median ms", "p90 ms", "p99 ms", "Load ms", "Memory MB", "Runs")
     for speed in found:
         times = (speed.median_ms, speed.p90_ms, speed.p99_ms, speed.load_ms)
         memory = "" if speed.peak_memory_bytes is None else f"{speed.peak_memory_bytes / 1e6:.0f}"
         table.add_row(
             speed.artifact_path.name,
-            speed.accelerator,
-            str(speed.threads or ""),
+            f"{speed.accelerator}, {speed.threads}" if speed.threads else speed.accelerator,
             *("" if t is None else f"{t:.2f}" for t in times),
             memory,
             str(speed.runs),
