@@ -11,7 +11,6 @@ It runs in the environment of its runtime, and imports nothing of keras_vits tha
 import functools
 import importlib.metadata
 import json
-import os
 import pathlib
 import sys
 import time
@@ -21,17 +20,10 @@ import numpy as np
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path += map(str, (HERE, HERE.parent / "edge"))
 import train_worker  # noqa: E402
-from benchmark_worker import peak_memory_bytes  # noqa: E402, not as keras_vits.edge: that imports Keras
+from benchmark_worker import answers, peak_memory_bytes  # noqa: E402, not as keras_vits.edge: that imports Keras
 
 import_timm = functools.cache(train_worker.import_timm)  # it can be done once
 FIXED_SIZE = ("vit_", "mixer_")  # of images: timm's other models take any, as they come
-
-
-def answers():
-    """reply(**fields), which alone writes to stdout from now on: a runtime may print what it likes."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return lambda **fields: print(json.dumps(fields), file=replies, flush=True)
 
 
 def main():

@@ -113,8 +113,8 @@ def benchmark(
             process died (its last words are in the message).
         DeviceError: a device that is not there or went away, with what it had measured.
     """
-    several = [] if isinstance(artifacts, Artifact) else ["artifacts"]
-    artifacts = [artifacts] if isinstance(artifacts, Artifact) else list(artifacts)
+    one = isinstance(artifacts, Artifact)
+    artifacts = [artifacts] if one else list(artifacts)
     kind, _, where = str(device).partition(":")
     if kind not in DEVICES:
         raise ValueError(f"Unknown device {device!r}. Known: {', '.join(DEVICES)}.")
@@ -132,8 +132,8 @@ def benchmark(
         min_seconds=min_seconds,
         warmup_seconds=warmup_seconds,
     )
-    several = several or len(threads) > 1 or len(chosen or module.ACCELERATORS) > 1 or len(found) > 1
-    return found if several else found[0]
+    one = one and len(threads) == len(chosen or module.ACCELERATORS) == len(found) == 1
+    return found[0] if one else found
 
 
 def ratio(a, b):
