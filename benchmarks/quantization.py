@@ -23,6 +23,11 @@ STEPS = {  # recipe -> name -> steps of `edge.litert_quantization`; None: no cal
         "smoothing, bias correction": ("smooth", "correct"),
         "smoothing, bias correction, choice of ranges": ("smooth", "correct", "range"),
     },
+    "dynamic_int8": {
+        "without calibration": None,
+        "bias correction": ("correct",),
+        "GPTQ rounding": ("round", "correct"),
+    },
     "weight_int4": {
         "without calibration": None,
         "bias correction": ("correct",),

@@ -243,6 +243,10 @@ class Activation:
     def mean(self):
         return self.total / self.count
 
+    @functools.cached_property
+    def compensation(self):
+        return q.compensation(self.hessian)
+
 
 def observe(file, layers, images, interpreter):
     """Runs the float file on the images: tensor -> `Activation`, for every input and output of the layers.
@@ -256,7 +260,7 @@ def observe(file, layers, images, interpreter):
     runner = interpreter(bytes(file.bytes()), keep=True)
     image = runner.get_input_details()[0]["index"]
     found = {tensor: Activation() for layer in layers for tensor in (layer.x, layer.y)}
-    rounded = {layer.x for layer in layers if _is_rounded(layer)}
+    rounded = {layer.x for layer in layers if _is_rounded(file, layer)}
     for batch in progress(images, "calibrating"):
         runner.set_tensor(image, batch)
         runner.invoke()
@@ -265,9 +269,13 @@ def observe(file, layers, images, interpreter):
     return found
 
 
-def _is_rounded(layer):
-    """Whether its weights are rounded with a Hessian: 4 bits, where to the nearest is not near."""
-    return layer.kind == "FULLY_CONNECTED" and layer.bits == 4
+def _is_rounded(file, layer):
+    """Whether its weights are rounded with a Hessian: where that brings more than activations of 8 bits then lose, in a
+    product of matrices whose weights have 4 bits or whose inputs are quantized as they come."""
+    shape = file.main.tensors[layer.weight].shape
+    ones = layer.kind == "CONV_2D" and shape[1] == shape[2] == 1 and shape[3] == file.main.tensors[layer.x].shape[3]
+    product = layer.kind == "FULLY_CONNECTED" or ones
+    return product and (layer.bits == 4 or layer.dynamic) and not file.is_shared(layer)
 
 
 # ---------------------------------------------------------------- the preparation
@@ -480,17 +488,20 @@ def _scale_outputs(file, layer, scale):
 
 
 def _finish_weights(file, layer, x, ranges, steps):
-    """Rounds 4-bit weights with regard to their inputs; puts what rounding adds to the mean output into the bias.
+    """Rounds weights with regard to their inputs, or else puts what rounding adds to the mean output into the bias.
 
     The mean: bias correction, arXiv 1906.04721.
     """
     depthwise, weight = layer.kind == "DEPTHWISE_CONV_2D", file.get(layer.weight)
     weight = np.moveaxis(weight, -1, 0) if depthwise else weight  # (O,...,I), or (O,1,height,width)
-    if "round" in steps and x.hessian is not None and _is_rounded(layer) and not file.is_shared(layer):
-        rounded, scale = q.gptq(weight, x.hessian, layer.bits)
+    if "round" in steps and x.hessian is not None and _is_rounded(file, layer):
+        flat, scale = q.gptq(weight.reshape(len(weight), -1), *x.compensation, layer.bits)
+        rounded, scale = flat.reshape(weight.shape), scale.reshape(-1, *[1] * (weight.ndim - 1))
         most = scale * (2 ** (layer.bits - 1) - 1)
         ranges[file.name(layer.weight)] = {"min": -most, "max": most}
         file.set(layer.weight, rounded)
+        if layer.bits == 8:
+            return  # its mean output is nearly right already, and more would be right on these images alone
     else:
         rounded = q.round_weight(weight, q.weight_scale(weight, layer.bits), layer.bits)
     if "correct" not in steps:

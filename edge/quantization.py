@@ -81,32 +81,42 @@ def clipped_scale(weight, bits, importance):
     return full * CLIPS[np.argmin(errors, axis=0)][:, None]
 
 
-def gptq(weight, hessian, bits, block=64):
+def compensation(hessian):
+    """(order, factor (I,I), importance (I)): what `gptq` needs to know of a layer's inputs.
+
+    Args:
+        hessian: (I,I), sum of x x^T over them.
+    """
+    importance = np.diag(hessian)
+    order = np.argsort(-importance, kind="stable")
+    h = hessian[np.ix_(order, order)].astype(np.float64)
+    h[np.diag_indices_from(h)] += DAMPING * np.mean(np.diag(h)) + 1e-12
+    return order, np.linalg.cholesky(np.linalg.inv(h)).T.astype(np.float32), importance  # upper
+
+
+def gptq(weight, order, factor, importance, bits, block=64):
     """(weights on the grid, scale): each input's rounding error is made up for by the inputs not yet rounded.
 
     GPTQ, arXiv 2210.17323, the inputs with the largest activations first.
 
     Args:
         weight: (O,I).
-        hessian: (I,I), sum of x x^T over the layer's inputs.
+        order, factor, importance: of its inputs, from `compensation`.
         bits: of a weight.
         block: inputs whose errors are carried to the later blocks at once.
     """
-    order = np.argsort(-np.diag(hessian), kind="stable")
-    scale = clipped_scale(weight, bits, np.diag(hessian))
-    h = hessian[np.ix_(order, order)].astype(np.float64)
-    h[np.diag_indices_from(h)] += DAMPING * np.mean(np.diag(h)) + 1e-12
-    inverse = np.linalg.cholesky(np.linalg.inv(h)).T.astype(np.float32)  # upper
-    w, rounded = weight[:, order].astype(np.float32), np.empty(weight.shape, np.float32)
-    for begin in range(0, w.shape[1], block):
-        end = min(begin + block, w.shape[1])
-        errors = np.empty((w.shape[0], end - begin), np.float32)
+    scale = clipped_scale(weight, bits, importance) if bits < 8 else weight_scale(weight, bits)
+    w, steps = np.ascontiguousarray(weight.T[order], np.float32), scale[:, 0]  # (I,O): an input is a row
+    rounded = np.empty_like(w)
+    for begin in range(0, len(w), block):
+        end = min(begin + block, len(w))
+        errors = np.empty_like(w[begin:end])
         for i in range(begin, end):
-            rounded[:, i] = round_weight(w[:, i : i + 1], scale, bits)[:, 0]
-            errors[:, i - begin] = (w[:, i] - rounded[:, i]) / inverse[i, i]
-            w[:, i + 1 : end] -= np.outer(errors[:, i - begin], inverse[i, i + 1 : end])
-        w[:, end:] -= errors @ inverse[begin:end, end:]
-    return rounded[:, np.argsort(order)], scale
+            rounded[i] = round_weight(w[i], steps, bits)
+            errors[i - begin] = (w[i] - rounded[i]) / factor[i, i]
+            w[i + 1 : end] -= np.outer(factor[i, i + 1 : end], errors[i - begin])
+        w[end:] -= factor[begin:end, end:].T @ errors
+    return rounded[np.argsort(order)].T, scale
 
 
 # ---- smoothing: exact in float, since what an activation is divided by, the next weights are multiplied with

@@ -299,7 +299,7 @@ class _Model(Child):
 
     def __init__(self, page, number, artifact, accelerator, threads):
         super().__init__(artifact, threads, accelerator)
-        self.page, self.number, self.failure, self.peak_memory_bytes = page, number, None, None
+        self.page, self.number, self.failure = page, number, None
 
     def attempt(self, step, *arguments):
         """Does a step, unless one failed before; if this one fails, warns and gives the model up."""
@@ -336,7 +336,7 @@ class _Model(Child):
                 raise _FailedError(
                     f"its output {name} differs by {error} from this machine's, {allowed:.2g} is allowed."
                 )
-        self.loaded = dict(load_ms=loaded["load_ms"], runtime=self.page.server.runtime, baseline_memory_bytes=None)
+        self.loads.append(dict(load_ms=loaded["load_ms"], runtime=self.page.server.runtime))
         self.whole = loaded["whole"]
 
     def warm_up(self, seconds):

@@ -1,7 +1,8 @@
-"""The CPU of this machine: each artifact in a child process of its own (benchmark_worker.py).
+"""The CPU of this machine: each artifact in child processes of its own (benchmark_worker.py).
 
 They are measured in turns, A B C B A C ..., so that a machine that slows down for a second slows all of them down, and
 a ratio between two of them stays true. A child that is not being measured waits for its next line and uses no CPU.
+Where its memory happens to lie gives every process a speed of its own: each artifact has several, one after the other.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ THREADS = (2,)
 ACCELERATORS = ("cpu",)
 FORMATS = ("litert", "keras", "coreml")
 WORKER = pathlib.Path(__file__).parents[1] / "benchmark_worker.py"
+PROCESSES = 3  # of an artifact, one after the other: identical files in one process each differed by 2 to 6 percent
 ROUND_SECONDS = 0.1  # of one artifact's turn
 WARMUP_RUNS = 3  # at least
 PATIENCE = 10  # an artifact so slow that `min_runs` takes this many times `min_seconds` is not run `min_runs` times
@@ -43,28 +45,34 @@ def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, w
         min_runs,
         min_seconds,
         warmup_seconds,
+        PROCESSES,
     )
 
 
-def in_turns(children, device, min_runs, min_seconds, warmup_seconds):
-    """Measures children in turns; a `Latency` of each, in their order."""
+def in_turns(children, device, min_runs, min_seconds, warmup_seconds, processes=1):
+    """Measures children in turns, each in so many processes; a `Latency` of each child, in their order."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    with contextlib.ExitStack() as stack:
-        children = [stack.enter_context(child) for child in progress(children, "Loading")]
-        turns = [child.warm_up(warmup_seconds) for child in progress(children, "Warming up")]
-        estimate = max(max(math.ceil(min_runs / runs), math.ceil(min_seconds / ROUND_SECONDS)) for runs in turns)
-        for order in progress(rounds(children, min_runs, min_seconds), "Measuring", estimate):
-            for i in order:
-                children[i].measure(turns[i])
-        return [child.latency(device=device, started=started) for child in children]
+    for i in range(processes):
+        of = f", process {i + 1} of {processes}" if processes > 1 else ""
+        share = (i + 1) / processes  # of all runs, when these processes are done
+        with contextlib.ExitStack() as stack:
+            for child in progress(children, f"Loading{of}"):
+                stack.enter_context(child)
+            turns = [child.warm_up(warmup_seconds) for child in progress(children, f"Warming up{of}")]
+            estimate = max(max(math.ceil(min_runs / runs), math.ceil(min_seconds / ROUND_SECONDS)) for runs in turns)
+            orders = rounds(children, min_runs * share, min_seconds * share, seed=i)
+            for order in progress(orders, f"Measuring{of}", math.ceil(estimate / processes)):
+                for j in order:
+                    children[j].measure(turns[j])
+    return [child.latency(device=device, started=started) for child in children]
 
 
-def rounds(children, min_runs, min_seconds):
+def rounds(children, min_runs, min_seconds, seed=0):
     """Yields the order of the next round until every child has run often and long enough.
 
     It is another one each time: what ran before leaves the processor in its state, which is worth some percent.
     """
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     while not all(child.has_enough(min_runs, min_seconds) for child in children):
         yield random.permutation(len(children))
 
@@ -85,6 +93,8 @@ def _keras_environment(backend, threads):
 class Child:
     """The process of one artifact. It ends with the `with` block, and with this process however that ends.
 
+    Its measurements stay, and another `with` block, with another process, adds to them.
+
     Args:
         artifact: what it runs.
         threads: how many its runtime may use.
@@ -95,6 +105,7 @@ class Child:
     def __init__(self, artifact, threads, accelerator="cpu", **order):
         self.artifact, self.threads, self.accelerator, self.order = artifact, threads, accelerator, order
         self.rounds = []  # one array of milliseconds for each turn
+        self.loads, self.peaks = [], []  # of each process and each turn
 
     def __enter__(self):
         artifact, environment = self.artifact, dict(os.environ)
@@ -107,7 +118,7 @@ class Child:
             environment |= _keras_environment(artifact.tools["backend"], str(self.threads))
         self.worker = Worker([sys.executable, "-P", str(WORKER)], environment)
         try:
-            self.loaded = self._ask(**order)
+            self.loads.append(self._ask(**order))
         except BaseException:
             self.__exit__()
             raise
@@ -132,11 +143,15 @@ class Child:
     def measure(self, runs):
         answer = self._ask(runs=runs)
         self.rounds.append(np.array(answer["ms"]))
-        self.peak_memory_bytes = answer["peak_memory_bytes"]
+        self.peaks.append(answer["peak_memory_bytes"])
 
     def has_enough(self, min_runs, min_seconds):
         runs, seconds = sum(map(len, self.rounds)), sum(ms.sum() for ms in self.rounds) / 1e3
         return (runs >= min_runs and seconds >= min_seconds) or (runs > 0 and seconds > PATIENCE * min_seconds)
+
+    @property
+    def load_ms(self):
+        return float(np.median([loaded["load_ms"] for loaded in self.loads]))
 
     def latency(self, **common):
         ms = np.concatenate(self.rounds)
@@ -150,8 +165,10 @@ class Child:
             median_ms=median,
             p90_ms=p90,
             p99_ms=p99,
-            peak_memory_bytes=self.peak_memory_bytes,
+            load_ms=self.load_ms,
+            peak_memory_bytes=max(self.peaks, default=None),
             round_ms=tuple(float(r.mean()) for r in self.rounds),
-            **self.loaded,
+            runtime=self.loads[-1]["runtime"],
+            baseline_memory_bytes=self.loads[-1].get("baseline_memory_bytes"),
             **common,
         )

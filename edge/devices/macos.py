@@ -66,6 +66,6 @@ def _try(artifact, name):
     try:
         with _child(artifact, name) as child:
             child.warm_up(0)
-            return child.loaded["load_ms"]
+            return child.load_ms
     except ValueError as e:
         warnings.warn(DeviceWarning(f"{artifact.path.name} on {name}: {e}"), stacklevel=4)
