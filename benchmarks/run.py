@@ -440,12 +440,12 @@ def verdicts(rows, threads=2):
 METHOD = (
     "Every contestant has the same network with the same random weights and, before it is timed, is compared with "
     "timm's float32 outputs on crops of a photograph: SQNR. Batch 1. Each has a process of its own, a LiteRT file "
-    f"{PROCESSES} one after the other, and they ran in turns of about 0.1 s. Times are medians over ours in float32, with the quartiles of the turns in parentheses; "
-    "less is faster. Static int8 is calibrated on the same 8 crops of another photograph. Memory is the peak of the "
-    "process, and in parentheses what was there before the file was loaded: Python and the runtime's package. GFLOP/s "
-    "are two for each multiply-add of the network, and in parentheses what part they are of one large product of "
-    "matrices in LiteRT, float32 or dynamic int8, in the same turns. PyTorch and Keras compile at the first image, "
-    "which is not in their time to load."
+    f"{PROCESSES} one after the other, and they ran in turns of about 0.1 s. Times are medians over ours in float32, "
+    "with the quartiles of the turns in parentheses; less is faster. Our int8 files and static int8 are calibrated on "
+    "the same 8 crops of another photograph. Memory is the peak of the process, and in parentheses what was there "
+    "before the file was loaded: Python and the runtime's package. GFLOP/s are two for each multiply-add of the "
+    "network, and in parentheses what part they are of one large product of matrices in LiteRT, float32 or dynamic "
+    "int8, in the same turns. PyTorch and Keras compile at the first image, which is not in their time to load."
 )
 TARGETS = {  # figure of `verdicts` -> (at most, in words)
     "float32": (0.9, "float32 / fastest float32 peer"),

@@ -307,7 +307,7 @@ def randomize(model, seed=0):
             continue
         shape = tuple(variable.shape)
         leaf = variable.path.rsplit("/", 1)[-1]
-        if leaf in ("gamma", "moving_variance"):
+        if leaf in ("gamma", "moving_variance", "variance"):
             value = random.uniform(0.5, 1.5, shape)
         elif leaf == "kernel":
             depthwise = len(shape) == 4 and shape[-1] == 1
