@@ -15,6 +15,7 @@ What cannot be exported or run becomes a row with its error.
 import argparse
 import contextlib
 import datetime
+import functools
 import hashlib
 import inspect
 import json
@@ -373,6 +374,7 @@ def rows(model, found, **common):
     ]
 
 
+@functools.cache  # as it was before anything is recorded
 def commit():
     """The commit of the working tree, with "-dirty" where files differ from it; None outside a clone."""
     command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
