@@ -1,12 +1,12 @@
 # make demo               train, export, quantize, verify, benchmark and report on real images; see out/report.html
 # make test               the whole test suite on TensorFlow, JAX and PyTorch, one after the other; what needs no backend
-#                         (marked "once" in the tests) on the first of them
+#                         (marked "once" in the tests) on the first of them, which compiles nothing
 # make test BACKEND=jax   on one of them
 # make bench              our files against what else could run these models, in environments made in .cache/bench, and
 #                         training against timm and keras-hub; rewrites benchmarks/RESULTS.md and RESULTS.html
 # All install what they need into .venv, once, with the exact versions of constraints.txt.
 
-BACKENDS := jax tensorflow torch
+BACKENDS := torch jax tensorflow
 BACKEND ?= $(BACKENDS)
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -20,7 +20,7 @@ demo: .venv/.demo
 test: .venv/.test
 	@set --; for backend in $(BACKEND); do \
 		echo "== $$backend"; \
-		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 --dist loadfile "$$@" || exit 1; \
+		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 --dist worksteal "$$@" || exit 1; \
 		set -- -m "not once"; \
 	done
 

@@ -11,14 +11,12 @@ that ran are then the same list but for what was fused, and their longest common
 lies between two operations that agree is one operator for all of them, named `"DEQUANTIZE+GELU+QUANTIZE"`.
 """
 
-import contextlib
 import copy
 import dataclasses
 import importlib.metadata
 import itertools
-import json
+import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
@@ -28,6 +26,7 @@ from . import artifact as artifacts
 from . import litert
 from .litert_quantization import File
 from .progress import progress
+from .worker import Worker, WorkerError
 
 OLDEST = (2, 1, 6)  # ai-edge-litert whose C functions take what profile_worker.py gives them
 WORKER = pathlib.Path(__file__).with_name("profile_worker.py")
@@ -156,11 +155,12 @@ def profile(artifact, threads=1, runs=50):
             dict(path=str(artifact.path.absolute()), threads=threads, warmup=WARMUP_RUNS, runs=runs),
         ]
         name = artifact.path.name
-        with contextlib.closing(_answers(name, library=str(library), files=files)) as answers:
-            specimens.learn(next(answers))
-            next(answers)  # their times
-            events = next(answers)
-            measured = list(progress(answers, "Profiling", runs))
+        with Worker([sys.executable, "-P", str(WORKER)], os.environ) as worker:
+            worker.tell(library=str(library), files=files)
+            specimens.learn(_answer(worker, name))
+            _answer(worker, name)  # their times
+            events = _answer(worker, name)
+            measured = [_answer(worker, name) for _ in progress(range(runs), "Profiling")]
     count = len(content.main.operators)
     chosen = [i for i, (_, kind, node) in enumerate(events) if kind == OPERATOR or (kind == NODE and node < count)]
     total_ms, ms = np.array([t for t, _ in measured]), np.array([us for _, us in measured])[:, chosen] / 1e3
@@ -195,30 +195,15 @@ def _library():
     return found[0], f"ai_edge_litert {version}"
 
 
-def _answers(name, **order):
-    """The lines of the worker, as they come; `name`: of the file, for messages."""
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(order) + "\n")
-                process.stdin.close()
-            for line in process.stdout:
-                answer = json.loads(line)
-                if isinstance(answer, dict):
-                    raise ValueError(f"{name} could not be profiled by this ai-edge-litert: {answer['error']}.")
-                yield answer
-            if code := process.wait():
-                errors.seek(0)
-                lines = errors.read().decode(errors="replace").split("\n")
-                last = next((line.strip() for line in reversed(lines) if line.strip()), "it left no message")
-                raise ValueError(f"{name} could not be profiled, its process ended with code {code}: {last}")
-        finally:
-            process.kill()
-            process.stdout.close()
-            process.wait()
+def _answer(worker, name):
+    """The worker's next line; `name`: of the file, for messages."""
+    try:
+        answer = worker.answer()
+    except WorkerError as e:
+        raise ValueError(f"{name} could not be profiled, {e}") from None
+    if isinstance(answer, dict):
+        raise ValueError(f"{name} could not be profiled by this ai-edge-litert: {answer['error']}.")
+    return answer
 
 
 # ---------------------------------------------------------------- what each kind of operation becomes

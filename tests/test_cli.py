@@ -269,7 +269,7 @@ def test_make_runs_what_the_readme_says(arguments, tmp_path):
     if extra == "demo":
         assert ".venv/bin/keras-vits demo --backend jax" in fresh
     else:
-        assert f"for backend in {'jax' if len(arguments) > 1 else 'jax tensorflow torch'};" in fresh
+        assert f"for backend in {'jax' if len(arguments) > 1 else 'torch jax tensorflow'};" in fresh
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").touch()
     (tmp_path / ".venv" / f".{extra}").touch()

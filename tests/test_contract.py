@@ -60,14 +60,28 @@ def test_every_variant_has_a_row():
     assert set(keras_vits.list_models()) == set(VARIANTS)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_parameter_count(name):
-    row = VARIANTS[name]
+@pytest.fixture(scope="module")
+def variant(request):
+    """A row of the table and its model, which has no values."""
+    row = VARIANTS[request.param]
     with weights.values_later():
-        model = keras_vits.create(name, num_classes=int(row["num_classes"]))
+        return row, keras_vits.create(row["name"], num_classes=int(row["num_classes"]))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
+def test_parameter_count(variant):
+    row, model = variant
     assert model.input_shape == (None, int(row["img"]), int(row["img"]), 3)
     assert count(model.trainable_weights) == int(row["params_with_head"])
     assert count(model.non_trainable_weights) == int(row["bn_running_stats"])
+
+
+@pytest.mark.once  # the traces of the three backends are equal: edge/test_trace.py
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
+def test_multiply_adds(variant):
+    """Against PyTorch's counter over timm's models."""
+    row, model = variant
+    assert keras_vits.count_macs(model) / 1e9 == pytest.approx(float(row["gmacs_flopcounter"]), rel=0.04)
 
 
 def test_list_models():

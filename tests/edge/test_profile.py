@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import itertools
+import os
 import pathlib
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -14,6 +15,7 @@ from families import FAMILIES
 
 from keras_vits import edge, layers
 from keras_vits.edge.profile import common, profile
+from keras_vits.edge.worker import Worker
 
 pytestmark = pytest.mark.once
 
@@ -227,11 +229,10 @@ def test_a_file_that_the_runtime_refuses(tmp_path, file):
     broken = tmp_path / "broken.tflite"
     broken.write_bytes(b"\0\0\0\0TFL3" + b"\0" * 64)
     library, _ = module._library()
-    answers = module._answers(
-        "broken.tflite", library=str(library), files=[dict(path=str(broken), threads=1, warmup=0, runs=1)]
-    )
-    with pytest.raises(ValueError, match=r"broken\.tflite could not be profiled .*(LiteRt\w+ returned status|code)"):
-        next(answers)
+    with Worker([sys.executable, "-P", str(module.WORKER)], os.environ) as worker:
+        worker.tell(library=str(library), files=[dict(path=str(broken), threads=1, warmup=0, runs=1)])
+        with pytest.raises(ValueError, match=r"broken\.tflite could not be profiled.*(LiteRt\w+ returned status|code)"):
+            module._answer(worker, "broken.tflite")
 
 
 def test_operators_that_nobody_knows(file, monkeypatch):
