@@ -132,7 +132,6 @@ def measure(folder):
             y = w.step(kind, [y, other], shape, kind.lower(), kind.capitalize())
         w.emit(code, [y, by], [w.value(node.output)], code.capitalize())
 
-    host.PROCESSES = PROCESSES
     found = []
     for name in MODELS:
         keras.utils.set_random_seed(0)
@@ -170,7 +169,9 @@ def measure(folder):
         for recipe in ("dynamic_int8", "static_int8", "weight_int4"):
             files[recipe] = edge.litert.quantize(files["ours"], recipe, calibration=x[:8])
         checks = {key: edge.verify(artifact, against=model, images=x[8:]) for key, artifact in files.items()}
-        speeds = dict(zip(files, edge.benchmark(list(files.values()), threads=2, min_seconds=3.0), strict=True))
+        children = [host.Child(artifact, threads=2) for artifact in files.values()]
+        latencies = host.in_turns(children, "host", 50, 3.0, 0.5, PROCESSES)  # runs, seconds, seconds to warm up
+        speeds = dict(zip(files, latencies, strict=True))
         for key, artifact in files.items():
             check, speed = checks[key], speeds[key]
             found.append(

@@ -31,6 +31,7 @@ import sys
 
 import numpy as np
 import train_worker
+from run import commit
 from worker import Worker, WorkerError
 
 HERE = pathlib.Path(__file__).parent
@@ -345,9 +346,6 @@ def circumstances(options):
     """What all rows of a run have in common."""
     from keras_vits.edge.benchmark import cpu_name
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=HERE, capture_output=True, text=True
-    )
     gpu = options.device == "gpu"
     return {
         "benchmark": "train",
@@ -355,7 +353,7 @@ def circumstances(options):
         "device": gpus()[0] if gpu else f"{cpu_name()}, {os.cpu_count()} cores",
         "dtype": "bfloat16" if gpu else "float32",
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "command": shlex.join(["python", "benchmarks/train.py", *sys.argv[1:]]),
     }
 

@@ -77,7 +77,7 @@ def test_parameter_count(variant):
 
 
 @pytest.mark.once  # the traces of the three backends are equal: edge/test_trace.py
-@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if VARIANTS[name]["gmacs_flopcounter"]], indirect=True)
 def test_multiply_adds(variant):
     """Against PyTorch's counter over timm's models."""
     row, model = variant

@@ -55,6 +55,8 @@ def in_turns(children, device, min_runs, min_seconds, warmup_seconds, processes=
     for i in range(processes):
         of = f", process {i + 1} of {processes}" if processes > 1 else ""
         share = (i + 1) / processes  # of all runs, when these processes are done
+        if all(child.has_enough(min_runs * share, min_seconds * share) for child in children):
+            continue  # one turn of a slow artifact may be more than its share
         with contextlib.ExitStack() as stack:
             for child in progress(children, f"Loading{of}"):
                 stack.enter_context(child)

@@ -139,6 +139,13 @@ def test_a_slow_file_is_run_less_often(chains):
     assert speed.runs < 10**6
 
 
+@pytest.mark.parametrize("seconds, processes", [(0, 1), (0.3, host.PROCESSES)])
+def test_no_process_is_started_that_has_nothing_to_measure(chains, monkeypatch, seconds, processes):
+    started = spy_on_processes(monkeypatch)
+    benchmark(chains[0], threads=1, min_runs=1, min_seconds=seconds, warmup_seconds=0)
+    assert len(started) == processes
+
+
 def test_times_of_two_calls_have_no_ratio(chains, measured):
     other = dataclasses.replace(measured[0], started="2000-01-01")
     with pytest.raises(ValueError, match="not measured together"):
