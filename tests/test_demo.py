@@ -7,6 +7,7 @@ import pytest
 
 from keras_vits import demo
 from keras_vits.edge import artifact
+from keras_vits.edge.devices import host
 
 JOBS = (
     demo.Job(
@@ -39,6 +40,7 @@ def found(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "JOBS", JOBS)
         patch.setattr(demo, "measure", functools.partial(demo.measure, min_seconds=0.1))
+        patch.setattr(host, "PROCESSES", 1)
         result = demo.demo(tmp_path_factory.mktemp("out"), limit=40, say=said.append)
     return result, said
 

@@ -24,7 +24,7 @@ THREADS = (2,)
 ACCELERATORS = ("cpu",)
 FORMATS = ("litert", "keras", "coreml")
 WORKER = pathlib.Path(__file__).parents[1] / "benchmark_worker.py"
-PROCESSES = 3  # of an artifact, one after the other: identical files in one process each differed by 2 to 6 percent
+PROCESSES = 3  # of a LiteRT file, one after the other: identical files in one process each differed by 2 to 6 percent
 ROUND_SECONDS = 0.1  # of one artifact's turn
 WARMUP_RUNS = 3  # at least
 PATIENCE = 10  # an artifact so slow that `min_runs` takes this many times `min_seconds` is not run `min_runs` times
@@ -50,22 +50,25 @@ def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, w
 
 
 def in_turns(children, device, min_runs, min_seconds, warmup_seconds, processes=1):
-    """Measures children in turns, each in so many processes; a `Latency` of each child, in their order."""
+    """Measures children in turns, LiteRT files in so many processes; a `Latency` of each child, in their order."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    for i in range(processes):
-        of = f", process {i + 1} of {processes}" if processes > 1 else ""
-        share = (i + 1) / processes  # of all runs, when these processes are done
-        if all(child.has_enough(min_runs * share, min_seconds * share) for child in children):
-            continue  # one turn of a slow artifact may be more than its share
-        with contextlib.ExitStack() as stack:
-            for child in progress(children, f"Loading{of}"):
-                stack.enter_context(child)
-            turns = [child.warm_up(warmup_seconds) for child in progress(children, f"Warming up{of}")]
-            estimate = max(max(math.ceil(min_runs / runs), math.ceil(min_seconds / ROUND_SECONDS)) for runs in turns)
-            orders = rounds(children, min_runs * share, min_seconds * share, seed=i)
-            for order in progress(orders, f"Measuring{of}", math.ceil(estimate / processes)):
-                for j in order:
-                    children[j].measure(turns[j])
+    with contextlib.ExitStack() as kept:
+        for i in range(processes):
+            of = f", process {i + 1} of {processes}" if processes > 1 else ""
+            share = (i + 1) / processes  # of all runs, when these processes are done
+            if all(child.has_enough(min_runs * share, min_seconds * share) for child in children):
+                continue  # one turn of a slow artifact may be more than its share
+            with contextlib.ExitStack() as stack:
+                for child in progress([c for c in children if c.restarts or not i], f"Loading{of}"):
+                    (stack if child.restarts else kept).enter_context(child)
+                turns = [child.warm_up(warmup_seconds) for child in progress(children, f"Warming up{of}")]
+                estimate = max(
+                    max(math.ceil(min_runs / runs), math.ceil(min_seconds / ROUND_SECONDS)) for runs in turns
+                )
+                orders = rounds(children, min_runs * share, min_seconds * share, seed=i)
+                for order in progress(orders, f"Measuring{of}", math.ceil(estimate / processes)):
+                    for j in order:
+                        children[j].measure(turns[j])
     return [child.latency(device=device, started=started) for child in children]
 
 
@@ -108,6 +111,11 @@ class Child:
         self.artifact, self.threads, self.accelerator, self.order = artifact, threads, accelerator, order
         self.rounds = []  # one array of milliseconds for each turn
         self.loads, self.peaks = [], []  # of each process and each turn
+
+    @property
+    def restarts(self):
+        """Whether each process lays out the file's weights anew; a Keras model takes long to load and compile."""
+        return self.artifact.format == "litert"
 
     def __enter__(self):
         artifact, environment = self.artifact, dict(os.environ)

@@ -18,8 +18,6 @@ from keras_vits.edge.rewrite import rewrite
 from keras_vits.edge.trace import trace
 from keras_vits.preprocess import Preprocessing
 
-pytestmark = pytest.mark.usefixtures("cheap_garbage_collection")
-
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)

@@ -15,7 +15,7 @@ from coremltools.converters.mil import Builder as mb  # noqa: E402, N813
 from coremltools.converters.mil.mil import Function, types  # noqa: E402
 from coremltools.converters.mil.mil import Program as MilProgram  # noqa: E402
 
-pytestmark = [pytest.mark.once, pytest.mark.usefixtures("cheap_garbage_collection")]
+pytestmark = pytest.mark.once
 
 
 def convert(build, *shapes, dtypes=(), precision="float32", target="iOS17", passes="EMPTY", **options):
