@@ -138,10 +138,10 @@ class _Tracer:
     def is_traced(self, x):
         return isinstance(x, self.Traced)
 
-    def any_traced(self, *structures):
-        from keras.src import tree
-
-        return any(isinstance(x, self.Traced) for x in tree.flatten(structures))
+    def any_traced(self, *found):
+        """Whether a symbolic tensor is among these, or in their lists, tuples and dicts."""
+        inner = (list(x.values()) if isinstance(x, dict) else x for x in found if isinstance(x, (list, tuple, dict)))
+        return any(isinstance(x, self.Traced) for x in found) or any(self.any_traced(*x) for x in inner)
 
     def array(self, x, dtype=None):
         """A constant (a variable, a backend tensor or numbers) in numpy; copied, unless nothing can write to it."""
@@ -202,7 +202,7 @@ class _Tracer:
             return self.layer(layer, args, kwargs)
 
         def on_node(*args, **kwargs):
-            return None if self.any_traced(args, list(kwargs.values())) else node(*args, **kwargs)
+            return None if self.any_traced(args, kwargs) else node(*args, **kwargs)
 
         def on_autocast(scope, value):  # a mixed policy's compute dtype must not round the weights
             return value if threading.get_ident() == thread else maybe_cast(scope, value)
@@ -211,11 +211,7 @@ class _Tracer:
             original = getattr(holder, name)
 
             def function(*args, **kwargs):
-                return (
-                    target(*args, **kwargs)
-                    if self.any_traced(args, list(kwargs.values()))
-                    else original(*args, **kwargs)
-                )
+                return target(*args, **kwargs) if self.any_traced(args, kwargs) else original(*args, **kwargs)
 
             replace(holder, name, function)
 

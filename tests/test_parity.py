@@ -48,7 +48,13 @@ def close(ours, theirs):
     assert np.abs(ours - theirs).max() <= 1e-4 * scale
 
 
-def same(family, variant, reference, folder, **hyperparameters):
+@pytest.fixture(scope="module")
+def networks():
+    """Network -> the one model that computes it: what is the same, once shrunk, is compiled once."""
+    return {}
+
+
+def same(family, variant, reference, folder, networks, **hyperparameters):
     """Our model with timm's weights gives timm's logits and block outputs."""
     import timm
 
@@ -56,7 +62,12 @@ def same(family, variant, reference, folder, **hyperparameters):
     model = keras_vits.create(variant, weights=folder, **hyperparameters)
     assert model.cfg.num_classes == reference.num_classes
     blocks = [layer.name for layer in model.layers if "block_" in layer.name]
-    tapped = keras.Model(model.inputs, [model.output, *model.features(blocks).outputs])
+    tapped = networks.get((type(model), repr(model.cfg)))
+    if tapped is None:
+        tapped = keras.Model(model.inputs, [model.output, *model.features(blocks).outputs])
+        networks[type(model), repr(model.cfg)] = tapped
+    else:
+        tapped.set_weights(model.get_weights())
     images = families.images(model)
     logits, *features = families.predict(tapped, images)
     expected, expected_features = outputs(reference, images, [family.timm_block(name) for name in blocks])
@@ -68,18 +79,18 @@ def same(family, variant, reference, folder, **hyperparameters):
 
 @pytest.mark.parametrize("size", ["tiny", "full"])
 @pytest.mark.parametrize("family", IN_TIMM, ids=lambda f: f.name)
-def test_logits_and_blocks_equal_timm(timm, family, size, tmp_path):
+def test_logits_and_blocks_equal_timm(timm, family, size, tmp_path, networks):
     if size == "full":
-        same(family, family.variant, timm.create_model(family.variant), tmp_path)
+        same(family, family.variant, timm.create_model(family.variant), tmp_path, networks)
     else:
         shape = {k: v for k, v in family.tiny.items() if k != "num_classes"}
-        same(family, family.variant, family.timm_tiny(timm), tmp_path, **shape)
+        same(family, family.variant, family.timm_tiny(timm), tmp_path, networks, **shape)
 
 
 @pytest.mark.parametrize(("family", "variant"), [pytest.param(f, v, id=v) for f in IN_TIMM for v in f.variants])
-def test_every_architecture_equals_timm(timm, family, variant, tmp_path):
+def test_every_architecture_equals_timm(timm, family, variant, tmp_path, networks):
     shape = {k: v for k, v in family.small.items() if k != "num_classes"}
-    same(family, variant, family.timm_small(timm, variant), tmp_path, **shape)
+    same(family, variant, family.timm_small(timm, variant), tmp_path, networks, **shape)
 
 
 OTHER_INPUTS = {  # ours -> timm's

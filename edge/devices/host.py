@@ -1,8 +1,9 @@
 """The CPU of this machine: each artifact in child processes of its own (benchmark_worker.py).
 
-They are measured in turns, A B C B A C ..., so that a machine that slows down for a second slows all of them down, and
-a ratio between two of them stays true. A child that is not being measured waits for its next line and uses no CPU.
-Where its memory happens to lie gives every process a speed of its own: each artifact has several, one after the other.
+They are started in a changing order and measured in turns, A B C B A C ..., so that a machine that slows down for a
+second slows all of them down, and a ratio between two of them stays true. A child that is not being measured waits for
+its next line and uses no CPU. Where its memory happens to lie gives every process a speed of its own: each LiteRT file
+has several, one after the other.
 """
 
 import contextlib
@@ -52,6 +53,7 @@ def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, w
 def in_turns(children, device, min_runs, min_seconds, warmup_seconds, processes=1):
     """Measures children in turns, LiteRT files in so many processes; a `Latency` of each child, in their order."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    random = np.random.default_rng(0)
     with contextlib.ExitStack() as kept:
         for i in range(processes):
             of = f", process {i + 1} of {processes}" if processes > 1 else ""
@@ -59,25 +61,26 @@ def in_turns(children, device, min_runs, min_seconds, warmup_seconds, processes=
             if all(child.has_enough(min_runs * share, min_seconds * share) for child in children):
                 continue  # one turn of a slow artifact may be more than its share
             with contextlib.ExitStack() as stack:
-                for child in progress([c for c in children if c.restarts or not i], f"Loading{of}"):
-                    (stack if child.restarts else kept).enter_context(child)
+                starting = [child for child in children if child.restarts or not i]
+                for j in progress(random.permutation(len(starting)), f"Loading{of}"):
+                    (stack if starting[j].restarts else kept).enter_context(starting[j])
                 turns = [child.warm_up(warmup_seconds) for child in progress(children, f"Warming up{of}")]
                 estimate = max(
                     max(math.ceil(min_runs / runs), math.ceil(min_seconds / ROUND_SECONDS)) for runs in turns
                 )
-                orders = rounds(children, min_runs * share, min_seconds * share, seed=i)
+                orders = rounds(children, min_runs * share, min_seconds * share, random)
                 for order in progress(orders, f"Measuring{of}", math.ceil(estimate / processes)):
                     for j in order:
                         children[j].measure(turns[j])
     return [child.latency(device=device, started=started) for child in children]
 
 
-def rounds(children, min_runs, min_seconds, seed=0):
+def rounds(children, min_runs, min_seconds, random=None):
     """Yields the order of the next round until every child has run often and long enough.
 
     It is another one each time: what ran before leaves the processor in its state, which is worth some percent.
     """
-    random = np.random.default_rng(seed)
+    random = random or np.random.default_rng(0)
     while not all(child.has_enough(min_runs, min_seconds) for child in children):
         yield random.permutation(len(children))
 
