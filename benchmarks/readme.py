@@ -98,8 +98,8 @@ def peers():
     import run
     from suite import CONTESTANTS, REFERENCE
 
-    recorded = run.read(run.RECORD)
-    known = {(row["model"], row["contestant"]): row for row in recorded if row["threads"] == 2}
+    recorded = [row for row in run.read(run.RECORD) if row["threads"] == 2]
+    known = {(row["model"], row["contestant"]): row for row in recorded}
     rows = []
     for model, verdict in run.verdicts(recorded).items():
         ours, best, peer, int8 = (

@@ -495,15 +495,15 @@ def table(found):
     if not found:
         return []
     threads = sorted({row["threads"] for row in found})
-    last = max(found, key=lambda row: row["date"])
+    runs = {(row["date"], row["device"], row["commit"], row["command"]) for row in found}
+    recorded = [f"{date}, {device}, commit {commit}, `{command}`" for date, device, commit, command in sorted(runs)]
+    times = "".join(f" {n} thread{'s' if n > 1 else ''}: time / ours | ms |" for n in threads)
     lines = [
         f"### {found[0]['model']}",
         "",
-        f"Recorded on {last['date']}, {last['device']}, commit {last['commit']}, `{last['command']}`. "
-        f"Size, memory, load time and rate with {threads[-1]} threads.",
+        f"Recorded on {'; and on '.join(recorded)}. Size, memory, load time and rate with {threads[-1]} threads.",
         "",
-        f"| contestant | version |{''.join(f' {n} threads: time / ours | ms |' for n in threads)} "
-        "SQNR dB | file MB | memory MB | load ms | GFLOP/s |",
+        f"| contestant | version |{times} SQNR dB | file MB | memory MB | load ms | GFLOP/s |",
         f"|---|---|{'---:|---:|' * len(threads)}---:|---:|---:|---:|---:|",
     ]
     known = {(row["contestant"], row["threads"]): row for row in found}
