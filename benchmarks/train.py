@@ -66,7 +66,7 @@ PARTS = {  # name -> (models on a CPU, and those that a GPU has beside them, run
 }
 KERAS_HUB_MODELS = ("vit_tiny_patch16_224", "vit_base_patch16_224")  # keras-hub has none of the others
 MODES = ("infer", "train")  # in this order: a process never forgets its peak memory, and training takes more
-SIDES = (224, 448, 896)  # pixels, part "tokens"
+SIDES = (256, 512, 1024)  # pixels, part "tokens": multiples of 64, which MobileViT v2 asks for
 LAYER_TOKENS = (256, 512, 1024, 2048, 4096, 8192, 16384)  # of the attention layers alone
 LAYER_ROUNDS = 9
 LAYER_FIT = 1024  # the smallest N that the exponent is fitted to

@@ -29,6 +29,15 @@ def page(train):
     return importlib.import_module("page")
 
 
+def test_models_take_the_image_sizes_they_are_measured_at(train):
+    import keras_vits
+    from keras_vits import weights
+
+    with weights.values_later():
+        for name in set(train.PARTS["tokens"][0]) - {train.ATTENTION}:
+            assert all(keras_vits.create(name, image_size=side).cfg.image_size == (side, side) for side in train.SIDES)
+
+
 STAND_IN = """
 import json, sys, time
 order = json.loads(sys.stdin.readline())
