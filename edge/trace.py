@@ -140,8 +140,12 @@ class _Tracer:
 
     def any_traced(self, *found):
         """Whether a symbolic tensor is among these, or in their lists, tuples and dicts."""
-        inner = (list(x.values()) if isinstance(x, dict) else x for x in found if isinstance(x, (list, tuple, dict)))
-        return any(isinstance(x, self.Traced) for x in found) or any(self.any_traced(*x) for x in inner)
+        return any(
+            self.is_traced(x)
+            or (isinstance(x, (list, tuple)) and self.any_traced(*x))
+            or (isinstance(x, dict) and self.any_traced(*x.values()))
+            for x in found
+        )
 
     def array(self, x, dtype=None):
         """A constant (a variable, a backend tensor or numbers) in numpy; copied, unless nothing can write to it."""

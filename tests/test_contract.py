@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import pkgutil
+import statistics
 import subprocess
 import sys
 
@@ -315,10 +316,10 @@ print(time.perf_counter() - start)
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
 """
     seconds = []
-    while not seconds or (min(seconds) > 0.3 and len(seconds) < 3):  # a busy machine takes longer
+    for _ in range(3):
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
         time, packages = run.stdout.splitlines()[-2:]
         seconds.append(float(time))
     assert "keras_vits" in packages.split()
     assert set(packages.split()) <= {"keras_vits"} | set(sys.stdlib_module_names)
-    assert min(seconds) <= 0.3
+    assert statistics.median(seconds) <= 0.3

@@ -66,9 +66,10 @@ class UntilLearned(keras.callbacks.Callback):
 
 
 def learns(model, data, optimizer):
-    metrics = [keras.metrics.SparseCategoricalAccuracy()]  # has its variables, as the optimizer has: what makes them
+    # TensorFlow traces the first step twice when it makes variables: the metric and the optimizer have theirs before.
+    metrics = [keras.metrics.SparseCategoricalAccuracy()]
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics)
-    optimizer.build(model.trainable_variables)  # in the first step is traced twice by TensorFlow
+    optimizer.build(model.trainable_variables)
     until = UntilLearned()
     model.fit(**data, epochs=30, verbose=0, callbacks=[until])
     assert until.learned, until.losses

@@ -62,12 +62,9 @@ def same(family, variant, reference, folder, networks, **hyperparameters):
     model = keras_vits.create(variant, weights=folder, **hyperparameters)
     assert model.cfg.num_classes == reference.num_classes
     blocks = [layer.name for layer in model.layers if "block_" in layer.name]
-    tapped = networks.get((type(model), repr(model.cfg)))
-    if tapped is None:
-        tapped = keras.Model(model.inputs, [model.output, *model.features(blocks).outputs])
-        networks[type(model), repr(model.cfg)] = tapped
-    else:
-        tapped.set_weights(model.get_weights())
+    tapped = keras.Model(model.inputs, [model.output, *model.features(blocks).outputs])
+    tapped = networks.setdefault((type(model), repr(model.cfg)), tapped)
+    tapped.set_weights(model.get_weights())
     images = families.images(model)
     logits, *features = families.predict(tapped, images)
     expected, expected_features = outputs(reference, images, [family.timm_block(name) for name in blocks])
