@@ -48,6 +48,10 @@ CHOICES = {  # name -> (what is different, what was predicted)
         "attention head by head: slices, products of matrices, a concat",
         "slower: slices and concat copy what a batch matrix product reads in place",
     ),
+    "patches_in_place": (
+        "the stem that cuts patches as one convolution, without space-to-depth before a product of matrices",
+        "slower, by a percent where patches are many and small: it goes through a patch pixel by pixel, three numbers each",
+    ),
     "keras_export": (
         "Keras' own model.export(format='litert'), static batch",
         "slower: q, k and v in one product, gains and offsets as operations, every token in the last block",
@@ -158,6 +162,9 @@ def measure(folder):
             files["transposed_keys"] = edge.litert.export(model, folder, name=f"{name}_keys")
         with rules(matmul=(split_heads,)):
             files["split_heads"] = edge.litert.export(model, folder, name=f"{name}_heads")
+        few, litert.FEW_CHANNELS = litert.FEW_CHANNELS, 0
+        files["patches_in_place"] = edge.litert.export(model, folder, name=f"{name}_patches")
+        litert.FEW_CHANNELS = few
         if keras.backend.backend() == "tensorflow":
             path = pathlib.Path(folder) / f"{name}_keras.tflite"
             spec = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")

@@ -20,7 +20,7 @@ from keras_vits.version import __version__
 from . import artifact as artifacts
 from .artifact import InputSpec
 from .calibration import batches
-from .graph import histogram, same_padding
+from .graph import Node, constant, histogram, make_node, same_padding
 from .litert_metadata import add_labels, metadata
 from .litert_quantization import Preparation
 from .recipes import checked_recipe
@@ -874,8 +874,26 @@ def _(w, node):
     w.emit("FULLY_CONNECTED", inputs, [out], "FullyConnected", keepNumDims=True, fusedActivationFunction=activation)
 
 
+FEW_CHANNELS = 4  # of an image: XNNPACK pads each pixel of a window to 8 numbers in int8, and goes pixel by pixel
+
+
 @writes("conv2d")
 def _(w, node):
+    """A convolution that cuts an image into patches is space-to-depth and one product of matrices."""
+    image, kernel, bias = node.inputs
+    height, width, channels, filters = kernel.shape
+    cuts = dict(strides=(height, width), pads=((0, 0), (0, 0)), dilation=(1, 1), groups=1)
+    if (
+        node.attrs == cuts
+        and channels <= FEW_CHANNELS
+        and height == width > 1
+        and not any(n % height for n in image.shape[1:3])
+    ):
+        patches = make_node("space_to_depth", (image,), dict(block=height), node.layer)
+        WRITERS["space_to_depth"](w, patches)
+        kernel = constant(kernel.data.reshape(1, 1, -1, filters), kernel.name)
+        attrs = {**cuts, "strides": (1, 1)}
+        node = Node(node.op, (patches.output, kernel, bias), node.outputs, attrs, node.layer)
     _convolution(w, node, "CONV_2D", "Conv2D", lambda k: k.transpose(3, 0, 1, 2))
 
 

@@ -68,7 +68,9 @@ def qat(model, recipe, calibration=None):
         if path in planned:
             found = planned[path]
             inputs = "each" if found.dynamic else ranges.get(found.x)
-            layer.rounding = Rounding(found.bits, inputs, *gains.get(path, (None, None)))
+            pixels = tuple(file.main.tensors[found.weight].shape)[1:3]
+            patches = isinstance(layer, layers.Conv2D) and found.kind == "CONV_2D" and pixels != layer.kernel_size
+            layer.rounding = Rounding(found.bits, inputs, *gains.get(path, (None, None)), patches)
             layer.__class__ = _rounded(type(layer))
     return model
 
@@ -130,16 +132,18 @@ class Rounding:
 
     Attributes:
         bits: of a weight.
-        inputs: what the 8 bits of its inputs range over: `"each"` token or pixel (the whole image, for a kernel of more
-            than one pixel), a fixed (low, high), or `None` where they stay in float.
+        inputs: what the 8 bits of its inputs range over: `"each"` token, pixel or patch (the whole image, for any other
+            kernel of more than one pixel), a fixed (low, high), or `None` where they stay in float.
         gain: variable (I) of the norm before the layer whose gains the file has in its weights, or `None`.
         shift: the same of the norm's offsets, which the file has in its bias.
+        patches: whether the file cuts images into patches first, and then has a product of matrices.
     """
 
     bits: int
     inputs: str | tuple[float, float] | None = None
     gain: keras.Variable | None = None
     shift: keras.Variable | None = None
+    patches: bool = False
 
     def __call__(self, linear: Callable, x, kernel, axes=None, windows=False):
         """linear(x, kernel) with both rounded.
@@ -231,6 +235,8 @@ class RoundedConv2D(layers.Conv2D):
     def convolution_op(self, inputs, kernel):
         if isinstance(inputs, keras.KerasTensor):
             return super().convolution_op(inputs, kernel)
+        if self.rounding.patches:
+            return self.rounding(ops.matmul, _patches(inputs, *kernel.shape[:2]), ops.reshape(kernel, (-1, self.filters)))
         windows = (*self.kernel_size, *self.strides) != (1, 1, 1, 1)
         return self.rounding(super().convolution_op, inputs, kernel, windows=windows)
 
@@ -246,6 +252,14 @@ class RoundedDepthwiseConv2D(layers.DepthwiseConv2D):
             return ops.depthwise_conv(x, kernel, self.strides, self.padding, self.data_format, self.dilation_rate)
 
         return _finished(self, self.rounding(linear, inputs, self.kernel, axes=(0, 1)))
+
+
+def _patches(x, height, width):
+    """(B,H,W,C) -> (B,h,w,height*width*C)."""
+    _, rows, columns, channels = x.shape
+    h, w = rows // height, columns // width
+    x = ops.transpose(ops.reshape(x, (-1, h, height, w, width, channels)), (0, 1, 3, 2, 4, 5))
+    return ops.reshape(x, (-1, h, w, height * width * channels))
 
 
 ROUNDED = {

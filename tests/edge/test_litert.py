@@ -187,6 +187,25 @@ def test_primitive(name, tmp_path):
         assert "RELU" not in runner.histogram() and "RELU6" not in runner.histogram()
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("shape", "kernel", "cut"),
+    [((2, 8, 12, 3), (4, 4), True), ((1, 8, 13, 3), (4, 4), False), ((1, 8, 12, 3), (4, 2), False),
+     ((1, 8, 12, 16), (4, 4), False), ((1, 8, 12, 3), (1, 1), False)],
+    ids=["patches", "remainder", "oblong", "features", "pixels"],
+)  # fmt: skip
+def test_patches_of_an_image_are_a_product_of_matrices(shape, kernel, cut, tmp_path):
+    b = Builder()
+    still = dict(strides=kernel, pads=((0, 0), (0, 0)), dilation=(1, 1), groups=1)
+    weight, bias = b.constant(random(*kernel, shape[-1], 5)), b.constant(random(5))
+    b.graph.outputs = [b("relu", b("conv2d", b.input("x", shape), weight, bias, **still))]
+    path = tmp_path / "one.tflite"
+    path.write_bytes(litert.write(b.graph))
+    runner, image = litert.Runner(path), random(*shape)
+    assert close(runner.run(image)[0], b.graph(image)[0], 1e-5)
+    assert runner.histogram() == ({"SPACE_TO_DEPTH": 1} if cut else {}) | {"CONV_2D": 1} and runner.partitions() == 1
+
+
 HALF = {
     "MEAN": lambda x, axes: x.mean(tuple(axes), np.float32, keepdims=True),
     "REDUCE_MAX": lambda x, axes: x.max(tuple(axes), keepdims=True),
@@ -385,7 +404,7 @@ def test_large_model_is_written_in_seconds(tmp_path):
     assert min(seconds) < 3.0
 
 
-@pytest.mark.parametrize("family", [f for f in FOR_PHONES if f.name in ("vit", "mobilevit")], ids=lambda f: f.name)
+@pytest.mark.parametrize("family", [f for f in FOR_PHONES if f.name in ("vit", "mixer", "mobilevit")], ids=lambda f: f.name)
 def test_no_slower_than_keras_own_export(family, tmp_path):
     """Interleaved: ours, Keras', ours, Keras' ... each the fastest of a few runs; the median of the ratios.
 

@@ -36,7 +36,7 @@ def sqnr_db(found, expected):
 
 
 def file_weights(artifact, float32):
-    """Layer -> its weights in a quantized file, as the numbers that the integers stand for: a list of (O,...,I).
+    """Layer -> its weights in a quantized file, as the numbers that the integers stand for: a list of (O,I).
 
     The q, k and v of a joint projection come in any order.
     """
@@ -46,7 +46,8 @@ def file_weights(artifact, float32):
     for name in sorted(file.name(layer.weight) for layer in file.layers()):  # kernel, kernel_1, kernel_2 are q, k, v
         scales = tensors[name]["quantization_parameters"]["scales"]
         steps = interpreter.get_tensor(tensors[name]["index"]).astype("float32")
-        found.setdefault(name.rpartition("/")[0], []).append(steps * scales.reshape(-1, *[1] * (steps.ndim - 1)))
+        weights = steps * scales.reshape(-1, *[1] * (steps.ndim - 1))
+        found.setdefault(name.rpartition("/")[0], []).append(weights.reshape(len(weights), -1))
     return found
 
 
@@ -58,7 +59,7 @@ def test_weights_are_the_files(tmp_path):
     for layer in model._flatten_layers():
         if hasattr(layer, "rounding"):
             weights = np.moveaxis(numpy(layer.rounding.weights(layer.kernel)), -1, 0)
-            found[layer.kernel.path.removesuffix("/kernel")] = weights
+            found[layer.kernel.path.removesuffix("/kernel")] = weights.reshape(len(weights), -1)
     for name in ("block_0", "block_1"):
         found[f"{name}/attention/qkv"][:32] *= 0.25  # attention's scale, in the file's weights of the queries
         assert model.get_layer(name).mlp.fc1.rounding.gain is model.get_layer(name).norm2.gamma
