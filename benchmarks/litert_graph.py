@@ -50,7 +50,7 @@ CHOICES = {  # name -> (what is different, what was predicted)
     ),
     "patches_in_place": (
         "the stem that cuts patches as one convolution, without space-to-depth before a product of matrices",
-        "slower, by a percent where patches are many and small: it goes through a patch pixel by pixel, three numbers each",
+        "slower, by a percent where patches are many and small: it goes pixel by pixel, three numbers each",
     ),
     "keras_export": (
         "Keras' own model.export(format='litert'), static batch",

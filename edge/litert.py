@@ -22,7 +22,7 @@ from .artifact import InputSpec
 from .calibration import batches
 from .graph import Node, constant, histogram, make_node, same_padding
 from .litert_metadata import add_labels, metadata
-from .litert_quantization import Preparation
+from .litert_quantization import FEW_CHANNELS, Preparation
 from .recipes import checked_recipe
 from .rewrite import rewrite, with_head, with_layout, with_pixels
 from .trace import trace
@@ -872,9 +872,6 @@ def _(w, node):
     out, activation = w.activation(node)
     inputs = [w.value(x), w.value(weight), w.value(bias)]
     w.emit("FULLY_CONNECTED", inputs, [out], "FullyConnected", keepNumDims=True, fusedActivationFunction=activation)
-
-
-FEW_CHANNELS = 4  # of an image: XNNPACK pads each pixel of a window to 8 numbers in int8, and goes pixel by pixel
 
 
 @writes("conv2d")

@@ -22,8 +22,10 @@ ROWS = 1024  # of a tensor's tokens or pixels, over all images, in the sample th
 # 8 bits add there, and where it takes away half of it.
 ENOUGH_DB, WORTH = 35.0, 0.5
 RESCALED = 128  # scale of input times weight over that of the output: XNNPACK refuses 256, and its refusal may crash
+GATED = 1.25  # noise that sigmoid in 8 bits may make of that of the rounding before and after x * sigmoid(x)
 COMPARED = 32  # batches, at most, on which the ways to choose ranges are compared
 LINEAR = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
+FEW_CHANNELS = 4  # of an image: less than the 8 that XNNPACK pads each pixel to in int8
 STEPS = ("smooth", "range", "round", "correct")
 
 
@@ -79,20 +81,20 @@ class File:
         self.S, self.tools = schema, flatbuffer_utils
         self.model = flatbuffer_utils.read_model_from_bytearray(content)
         self.main = self.model.subgraphs[0]
-        self.codes = {getattr(schema.BuiltinOperator, name): name for name in LINEAR}
+        self.codes = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
 
     def bytes(self):
         return self.tools.convert_object_to_bytearray(self.model)
 
-    def kind(self, operator):
-        return self.codes.get(self.model.operatorCodes[operator.opcodeIndex].builtinCode)
+    def builtin(self, operator):
+        return self.codes[self.model.operatorCodes[operator.opcodeIndex].builtinCode]
 
     def layers(self):
         """Every dense layer and convolution with constant float weights, as `Layer`s."""
         found = []
         for operator in self.main.operators:
-            kind = self.kind(operator)
-            if kind and self._data(operator.inputs[1]) is not None:
+            kind = self.builtin(operator)
+            if kind in LINEAR and self._data(operator.inputs[1]) is not None:
                 name = self.name(operator.inputs[1]).rpartition("/")[0]
                 found.append(Layer(kind, name, self.name(operator.outputs[0]), operator))
         return found
@@ -171,12 +173,12 @@ class File:
 # ---------------------------------------------------------------- which layer is quantized, and how
 
 
-def plan(file, entries, float_layers=()):
+def plan(file, recipe, float_layers=()):
     """The file's layers that are to be quantized, each with the last of the recipe's entries that fits it.
 
     Args:
         file: a `File`.
-        entries: of the recipe, for ai-edge-quantizer.
+        recipe: a `Recipe`.
         float_layers: names of layers, or of what they lie in (`"block_3"`), that stay in float.
 
     Raises:
@@ -189,16 +191,28 @@ def plan(file, entries, float_layers=()):
             raise ValueError(f"No layer {name!r} to leave in float. There are: {known}.")
     chosen = []
     for layer in layers:
-        fits = [e for e in entries if e["operation"] == layer.kind and re.search(e["regex"], layer.output)]
+        fits = [e for e in recipe.litert if e["operation"] == layer.kind and re.search(e["regex"], layer.output)]
         if fits and not any(within(layer.name, name) for name in float_layers):
             layer.config = _eight_bits_if_odd(file, layer, fits[-1])
-            chosen.append(layer)
+            if recipe.wide_below_db is not None or not _is_faster_in_float(file, layer):
+                chosen.append(layer)
     return chosen
 
 
 def within(layer, name):
     """Whether a layer is the named one, or lies in it."""
     return layer == name or layer.startswith(f"{name}/")
+
+
+def _is_faster_in_float(file, layer):
+    """Whether it is a convolution of an image after a PAD.
+
+    XNNPACK takes a PAD into a float convolution. Before one of integers it copies the image, pixel by pixel, in more
+    time than the float convolution needs.
+    """
+    padded = any(layer.x in list(op.outputs) and file.builtin(op) == "PAD" for op in file.main.operators)
+    few = file.main.tensors[layer.x].shape[-1] <= FEW_CHANNELS
+    return padded and few and layer.kind == "CONV_2D" and not layer.config["op_config"]["explicit_dequantize"]
 
 
 def _eight_bits_if_odd(file, layer, config):
@@ -301,7 +315,7 @@ class Preparation:
         self.float_layers, self.steps = tuple(float_layers), steps
         self.images = images if recipe.is_integer else None
         file = File(content)
-        layers = plan(file, recipe.litert, self.float_layers)
+        layers = plan(file, recipe, self.float_layers)
         if self.images is None:
             return
         self.seen = observe(file, layers, images, interpreter)
@@ -311,9 +325,7 @@ class Preparation:
 
     def layers(self):
         """Names of the layers that are quantized, in the order of the file, each once."""
-        return list(
-            dict.fromkeys(layer.name for layer in plan(File(self.content), self.recipe.litert, self.float_layers))
-        )
+        return list(dict.fromkeys(layer.name for layer in plan(File(self.content), self.recipe, self.float_layers)))
 
     def quantized(self, only=None, method=None):
         """Bytes of the quantized file.
@@ -326,7 +338,7 @@ class Preparation:
         if method is None and self.recipe.needs_calibration and "range" in self.steps:
             return self._nearest([self.quantized(only, method) for method in q.METHODS])
         file = File(self.content)
-        layers = [g for g in plan(file, self.recipe.litert, self.float_layers) if only in (None, g.name)]
+        layers = [g for g in plan(file, self.recipe, self.float_layers) if only in (None, g.name)]
         ranges = None
         if self.images is not None:
             if self.recipe.wide_below_db is not None:
@@ -337,7 +349,10 @@ class Preparation:
         content = self.content if self.images is None else bytes(file.bytes())
         if not layers:
             return content
-        return _written(content, [{**g.config, "regex": exactly(g.output)} for g in layers], ranges)
+        entries = [{**g.config, "regex": exactly(g.output)} for g in layers]
+        if ranges is not None:
+            entries += _silu_entries(file, layers, self.seen, ranges)
+        return _written(content, entries, ranges)
 
     def _nearest(self, contents):
         images = self.images[:COMPARED]
@@ -381,6 +396,43 @@ def _activation_ranges(file, layers, seen, method):
             wider = np.maximum(1, largest / RESCALED)
             y.update(min=y["min"] * wider, max=y["max"] * wider)
     return ranges
+
+
+def _silu_entries(file, layers, seen, ranges):
+    """Entries for x * sigmoid(x), and a PAD of it, between two layers of 8-bit activations: they round its ends anyway.
+
+    Where that adds much to the noise of the ends, none: sigmoid has steps of 1 / 256 and ends at 255 / 256.
+    """
+
+    def noise(layer, end, integers):
+        y, (low, high) = seen[layer.y].rows, ranges[file.name(layer.y)].values()
+        x = q.fake_quantize(y, low, high)
+        gate = np.minimum(np.round(256 * _sigmoid(x)), 255) / 256 if integers else _sigmoid(x)
+        return np.square(q.fake_quantize(x * gate, *ranges[file.name(end)].values()) - y * _sigmoid(y)).mean()
+
+    eight = [layer for layer in layers if layer.activation_bits == 8]
+    rounded, entries = {layer.x for layer in eight}, []
+    for layer in eight:
+        readers = sorted(file.readers(layer.y), key=file.builtin)
+        if [file.builtin(op) for op in readers] != ["LOGISTIC", "MUL"] or file.is_output(layer.y):
+            continue
+        gate, product = (int(op.outputs[0]) for op in readers)
+        end, after = product, file.readers(product)
+        if [file.builtin(op) for op in after] == ["PAD"]:
+            readers, end = [*readers, *after], int(after[0].outputs[0])
+        ends = all(any(op is g.operator for g in eight) for op in file.readers(end)) and not file.is_output(end)
+        silu = set(readers[1].inputs) == {layer.y, gate} and len(file.readers(gate)) == 1
+        if end in rounded and ends and silu and noise(layer, end, True) < GATED * noise(layer, end, False):
+            ranges[file.name(gate)] = {"min": np.float32([[0]]), "max": np.float32([[1]])}
+            ranges[file.name(product)] = ranges[file.name(end)]
+            for op in readers:
+                regex = exactly(file.name(op.outputs[0]))
+                entries.append({**layer.config, "operation": file.builtin(op), "regex": regex})
+    return entries
+
+
+def _sigmoid(x):
+    return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
 def _widen(file, layers, seen, below_db):

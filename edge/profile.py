@@ -218,7 +218,6 @@ class _Specimens:
 
     def __init__(self, file):
         self.file, S = file, file.S
-        self.kinds = {v: k for k, v in vars(S.BuiltinOperator).items() if isinstance(v, int)}
         self.constant = {op.outputs[0]: op for op in file.main.operators if all(map(self._is_constant, op.inputs))}
         self.numbers = {}  # key of an operation -> which of the specimens it is
         self.became = []  # the names of what each became
@@ -232,10 +231,6 @@ class _Specimens:
                 self.numbers[self.key(op)] = len(self.numbers)
                 self._add(op)
                 self._add_marker()
-
-    def kind(self, operator):
-        """TFLite's name of an operation."""
-        return self.kinds[self.file.model.operatorCodes[operator.opcodeIndex].builtinCode]
 
     def key(self, operator):
         """Equal for operations that become the same."""
@@ -256,7 +251,7 @@ class _Specimens:
         return tensor < 0 or (data is not False and data is not None and len(data) > 0)
 
     def _add_marker(self):
-        S, kinds = self.file.S, {self.kind(op) for op in self.file.main.operators}
+        S, kinds = self.file.S, {self.file.builtin(op) for op in self.file.main.operators}
         kind = next((kind for kind in MARKERS if kind not in kinds), None)
         if kind is None:
             raise ValueError(f"A file that has all of {', '.join(MARKERS)} cannot be profiled: none can mark a place.")
@@ -354,7 +349,7 @@ def _operations(file, specimens, events, ms, filename):
     return tuple(
         OperationTime(
             name=file.name(file.main.operators[key[-1]].outputs[0]),
-            op="+".join(specimens.kind(file.main.operators[i]) for i in key),
+            op="+".join(file.builtin(file.main.operators[i]) for i in key),
             layer=_layer([file.name(file.main.operators[i].outputs[0]) for i in key]),
             ms=float(time),
             share=float(time / total),

@@ -59,7 +59,7 @@ def qat(model, recipe, calibration=None):
     traced = trace(model)
     written = rewrite(traced)
     file = File(litert.write(written))
-    planned = plan(file, recipe.litert)
+    planned = plan(file, recipe)
     ranges = _ranges(model, traced.inputs[0], file, planned, calibration) if recipe.needs_calibration else {}
     gains = _gains(model, traced, written)
     planned = {layer.name: layer for layer in planned}  # a projection that was split has the same settings in each part
@@ -236,7 +236,8 @@ class RoundedConv2D(layers.Conv2D):
         if isinstance(inputs, keras.KerasTensor):
             return super().convolution_op(inputs, kernel)
         if self.rounding.patches:
-            return self.rounding(ops.matmul, _patches(inputs, *kernel.shape[:2]), ops.reshape(kernel, (-1, self.filters)))
+            inputs, kernel = _patches(inputs, *kernel.shape[:2]), ops.reshape(kernel, (-1, self.filters))
+            return self.rounding(ops.matmul, inputs, kernel)
         windows = (*self.kernel_size, *self.strides) != (1, 1, 1, 1)
         return self.rounding(super().convolution_op, inputs, kernel, windows=windows)
 

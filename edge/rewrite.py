@@ -263,6 +263,18 @@ def merge_transposes(sweep, node):
         return sweep.new("transpose", inner.inputs[0], perm=tuple(inner.attrs["perm"][p] for p in node.attrs["perm"]))
 
 
+def read_transposed(sweep, node):
+    """matmul(transpose(a), b) -> matmul of a, read the other way, when products alone read what is transposed."""
+    operands, flags = list(node.inputs), {}
+    for i, flag in enumerate(("transpose_a", "transpose_b")):
+        before, rank = sweep.made_by(operands[i], "transpose"), len(operands[i].shape)
+        if before and before.attrs["perm"] == (*range(rank - 2), rank - 1, rank - 2):
+            if sweep.read_by_linear(operands[i], "matmul"):
+                operands[i], flags[flag] = before.inputs[0], not node.attrs.get(flag, False)
+    if flags:
+        return sweep.new("matmul", *operands, name=node.output.name, **{**node.attrs, **flags})
+
+
 def transpose_of_ones(sweep, node):
     """A transpose that moves nothing but axes of size 1 is a reshape."""
     shape = node.inputs[0].shape
@@ -564,6 +576,7 @@ RULES = {
     "concat": (whole_again,),
     "transpose": (transpose_of_ones, merge_transposes),
     "slice": (split_dense, slice_early),
+    "matmul": (read_transposed,),
     "dense": (fold_before_linear, fold_norm),
     "max_pool2d": (pool_of_one,),
     "avg_pool2d": (pool_of_one,),

@@ -404,7 +404,10 @@ def test_large_model_is_written_in_seconds(tmp_path):
     assert min(seconds) < 3.0
 
 
-@pytest.mark.parametrize("family", [f for f in FOR_PHONES if f.name in ("vit", "mixer", "mobilevit")], ids=lambda f: f.name)
+FIRST = [f for f in FOR_PHONES if f.name in ("vit", "mixer", "mobilevit")]
+
+
+@pytest.mark.parametrize("family", FIRST, ids=lambda f: f.name)
 def test_no_slower_than_keras_own_export(family, tmp_path):
     """Interleaved: ours, Keras', ours, Keras' ... each the fastest of a few runs; the median of the ratios.
 

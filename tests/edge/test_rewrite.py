@@ -255,6 +255,19 @@ def test_arrangement_merges():
     check(b, y, {"reshape": 1})
 
 
+@pytest.mark.parametrize("flags", [{}, {"transpose_a": True}, {"transpose_b": True}])
+def test_products_read_what_is_transposed_as_it_is(flags):
+    """And a transpose that something else reads, too, or that moves other axes, stays."""
+    b = Builder()
+    q, k, v = (b.input(name, (1, 2, 6, 6)) for name in "qkv")
+    swapped = [b("transpose", x, perm=(0, 1, 3, 2)) for x in (q, k)]
+    check(b, b("matmul", *swapped, **flags), {"matmul": 1})
+    check(b, [b("matmul", swapped[0], v), b("exp", swapped[0])], {"matmul": 1, "transpose": 1, "exp": 1})
+    check(
+        b, b("matmul", b("transpose", q, perm=(0, 2, 1, 3)), b.input("w", (1, 6, 6, 6))), {"matmul": 1, "transpose": 1}
+    )
+
+
 def test_constants_fold_and_equal_nodes_are_shared():
     b = Builder()
     x = b.input("x", (2, 3))
