@@ -723,15 +723,15 @@ def _(w, node):
     mean = w.step("MEAN", [x, axes], row, "mean", "Reducer", keepDims=True)
     largest = w.step("REDUCE_MAX", [x, axes], row, "largest", "Reducer", keepDims=True)
     least = w.step("REDUCE_MIN", [x, axes], row, "least", "Reducer", keepDims=True)
-    smallest = w.constant(SMALLEST_SPREAD, np.float32, "smallest")
+    root = math.sqrt(node.attrs["epsilon"])
+    smallest = w.constant(max(SMALLEST_SPREAD, root), np.float32, "smallest")  # so that epsilon / m^2 is at most 1
     spread = w.step("SUB", [largest, least], row, "range", "Sub")
     spread = w.step("MAXIMUM", [spread, smallest], row, "spread", "MaximumMinimum")
     centred = w.step("SUB", [x, mean], shape, "centred", "Sub")
     centred = w.step("DIV", [centred, spread], shape, "scaled", "Div")
     square = w.step("MUL", [centred, centred], shape, "square", "Mul")
     variance = w.step("MEAN", [square, axes], row, "variance", "Reducer", keepDims=True)
-    root = w.constant(math.sqrt(node.attrs["epsilon"]), np.float32, "epsilon")
-    epsilon = w.step("DIV", [root, spread], row, "root", "Div")
+    epsilon = w.step("DIV", [w.constant(root, np.float32, "epsilon"), spread], row, "root", "Div")
     epsilon = w.step("MUL", [epsilon, epsilon], row, "shift", "Mul")
     shifted = w.step("ADD", [variance, epsilon], row, "shifted", "Add")
     steps = [("MUL", w.step("RSQRT", [shifted], row, "rsqrt"))]

@@ -135,6 +135,11 @@ class File:
         """Whether another operator reads the layer's weights too."""
         return len(self.readers(layer.weight)) > 1
 
+    def is_grouped(self, layer):
+        """Whether it is a convolution within groups of channels."""
+        weight, x = (self.main.tensors[tensor].shape for tensor in (layer.weight, layer.x))
+        return layer.kind == "CONV_2D" and weight[3] != x[3]
+
     def tensor(self, name, shape, array=None):
         """A new float32 tensor; its number."""
         tensor = self.S.TensorT()
@@ -287,7 +292,7 @@ def _is_rounded(file, layer):
     """Whether its weights are rounded with a Hessian: where that brings more than activations of 8 bits then lose, in a
     product of matrices whose weights have 4 bits or whose inputs are quantized as they come."""
     shape = file.main.tensors[layer.weight].shape
-    ones = layer.kind == "CONV_2D" and shape[1] == shape[2] == 1 and shape[3] == file.main.tensors[layer.x].shape[3]
+    ones = layer.kind == "CONV_2D" and shape[1] == shape[2] == 1 and not file.is_grouped(layer)
     product = layer.kind == "FULLY_CONNECTED" or ones
     return product and (layer.bits == 4 or layer.dynamic) and not file.is_shared(layer)
 
@@ -446,7 +451,7 @@ def _noise(file, layer, seen):
     """Mean square that 8 bits add to a layer's outputs, summed over them."""
     x, y, weight = seen[layer.x].rows, seen[layer.y].rows, _by_input(file, layer)
     noise = q.output_noise(y, np.ones(y.shape[1], np.float32))
-    if weight.shape[-1] == x.shape[1]:  # not a grouped convolution
+    if not file.is_grouped(layer):
         noise += q.input_noise(x, weight, np.ones(x.shape[1], np.float32), layer.bits)
     return noise
 
@@ -461,8 +466,8 @@ def _smooth(file, layers, seen):
     for tensor, group in groups.items():
         rows = seen[tensor].rows
         weights = [_by_input(file, layer) for layer in group]
-        if any(w.shape[-1] != rows.shape[1] or file.is_shared(g) for w, g in zip(weights, group, strict=True)):
-            continue  # a grouped convolution
+        if any(file.is_grouped(layer) or file.is_shared(layer) for layer in group):
+            continue
 
         def noise(scale, rows=rows, group=group, weights=weights):
             return sum(
@@ -556,7 +561,7 @@ def _finish_weights(file, layer, x, ranges, steps):
             return  # its mean output is nearly right already, and more would be right on these images alone
     else:
         rounded = q.round_weight(weight, q.weight_scale(weight, layer.bits), layer.bits)
-    if "correct" not in steps:
+    if "correct" not in steps or file.is_grouped(layer):
         return
     shift = np.zeros_like(x.mean)  # of the inputs' mean, by their own quantization
     if layer.activation_bits == 8:
@@ -568,7 +573,5 @@ def _finish_weights(file, layer, x, ranges, steps):
         error = sums[0] * np.repeat(x.mean, repeat) + sums[1] * np.repeat(shift, repeat)
     else:
         sums = [w.sum(tuple(range(1, w.ndim - 1))) for w in (weight - rounded, rounded)]
-        if sums[0].shape[1] != len(x.mean):
-            return  # a grouped convolution
         error = sums[0] @ x.mean + sums[1] @ shift
     file.set_bias(layer, error + (file.get(layer.bias) if layer.bias >= 0 else 0))

@@ -59,7 +59,8 @@ WATCH = """
 import os, signal, subprocess, sys, tempfile, threading
 with tempfile.TemporaryDirectory(prefix="keras_vits_", ignore_cleanup_errors=True) as profile:
     browser = subprocess.Popen([*sys.argv[1:], "--user-data-dir=" + profile], stdin=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, start_new_session=True)
+                               stdout=subprocess.DEVNULL, start_new_session=True,
+                               env={**os.environ, "TMPDIR": profile})  # it leaves folders there when it is killed
     def end():
         if hasattr(os, "killpg"):
             try:

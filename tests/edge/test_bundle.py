@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import http.server
 import json
+import os
 import pathlib
 import queue
 import re
@@ -312,6 +313,7 @@ def browse(site, artifacts):
             [chromium, *options, f"--user-data-dir={profile}", url],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": str(site)},  # where it may leave folders
         )
         try:
             return reports.get(timeout=60)

@@ -233,13 +233,19 @@ def in_half_precision(content, x):
 
 @pytest.mark.once
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-3])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0, 2e4])
-def test_layer_norm_in_half_precision(scale):
-    """With the outlier channels of trained transformers; a row of equal numbers, which has no spread, becomes zeros."""
+def test_layer_norm_in_half_precision(scale, epsilon):
+    """With the outlier channels of trained transformers, of either sign, and rows that are but one outlier.
+
+    A row of equal numbers, which has no spread, becomes zeros.
+    """
     b = Builder()
-    b.graph.outputs = [b("layer_norm", b.input("x", (1, 8, 96)), None, None, axes=(2,), epsilon=1e-6)]
+    b.graph.outputs = [b("layer_norm", b.input("x", (1, 8, 96)), None, None, axes=(2,), epsilon=epsilon)]
     x = np.random.default_rng(0).normal(size=(1, 8, 96)).astype("float32")
-    x[..., 5] += 40
+    x[:, :4, 5] += 40
+    x[:, 4:, 5] -= 40
+    x[0, 1], x[0, 1, 7], x[0, 2], x[0, 2, 7] = 0, 40, 0, -40
     x = (x / np.abs(x).max() * scale).astype(np.float16).astype("float32")
     x[0, 3] = scale
     found = in_half_precision(litert.write(b.graph), x)
