@@ -4,7 +4,8 @@ The LiteRT half holds ai-edge-quantizer's own recipe entries (operation, weight 
 half is carried out by `coreml.quantize`. Attention's matrix products, LayerNorm, softmax and GELU stay in float
 everywhere: on the CPU int8 batch matrix products are slower than float ones, and islands of float keep one delegate
 partition. So do depthwise convolutions in the recipes that quantize activations as they come, which XNNPACK cannot do
-for them.
+for them, and a stem that pads the image, which it computes faster in float. SiLU is computed in integers where the
+layers before and after it round its ends to 8 bits anyway.
 """
 
 import dataclasses
