@@ -14,6 +14,7 @@ import warnings
 import numpy as np
 
 from . import quantization as q
+from .graph import sigmoid
 from .progress import progress
 from .recipes import WIDE, exactly
 
@@ -87,6 +88,7 @@ class File:
         return self.tools.convert_object_to_bytearray(self.model)
 
     def builtin(self, operator):
+        """TFLite's name of an operation."""
         return self.codes[self.model.operatorCodes[operator.opcodeIndex].builtinCode]
 
     def layers(self):
@@ -344,20 +346,18 @@ class Preparation:
             return self._nearest([self.quantized(only, method) for method in q.METHODS])
         file = File(self.content)
         layers = [g for g in plan(file, self.recipe, self.float_layers) if only in (None, g.name)]
-        ranges = None
+        ranges, silu = None, []
         if self.images is not None:
             if self.recipe.wide_below_db is not None:
                 _widen(file, layers, self.seen, self.recipe.wide_below_db)
             ranges = _activation_ranges(file, layers, self.seen, method or "minmax")
             for layer in layers:
                 _finish_weights(file, layer, self.seen[layer.x], ranges, self.steps)
+            silu = _silu_entries(file, layers, self.seen, ranges)
         content = self.content if self.images is None else bytes(file.bytes())
         if not layers:
             return content
-        entries = [{**g.config, "regex": exactly(g.output)} for g in layers]
-        if ranges is not None:
-            entries += _silu_entries(file, layers, self.seen, ranges)
-        return _written(content, entries, ranges)
+        return _written(content, [*({**g.config, "regex": exactly(g.output)} for g in layers), *silu], ranges)
 
     def _nearest(self, contents):
         images = self.images[:COMPARED]
@@ -412,8 +412,8 @@ def _silu_entries(file, layers, seen, ranges):
     def noise(layer, end, integers):
         y, (low, high) = seen[layer.y].rows, ranges[file.name(layer.y)].values()
         x = q.fake_quantize(y, low, high)
-        gate = np.minimum(np.round(256 * _sigmoid(x)), 255) / 256 if integers else _sigmoid(x)
-        return np.square(q.fake_quantize(x * gate, *ranges[file.name(end)].values()) - y * _sigmoid(y)).mean()
+        gate = np.minimum(np.round(256 * sigmoid(x)), 255) / 256 if integers else sigmoid(x)
+        return np.square(q.fake_quantize(x * gate, *ranges[file.name(end)].values()) - y * sigmoid(y)).mean()
 
     eight = [layer for layer in layers if layer.activation_bits == 8]
     rounded, entries = {layer.x for layer in eight}, []
@@ -434,10 +434,6 @@ def _silu_entries(file, layers, seen, ranges):
                 regex = exactly(file.name(op.outputs[0]))
                 entries.append({**layer.config, "operation": file.builtin(op), "regex": regex})
     return entries
-
-
-def _sigmoid(x):
-    return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
 def _widen(file, layers, seen, below_db):

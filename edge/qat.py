@@ -236,8 +236,8 @@ class RoundedConv2D(layers.Conv2D):
         if isinstance(inputs, keras.KerasTensor):
             return super().convolution_op(inputs, kernel)
         if self.rounding.patches:
-            inputs, kernel = _patches(inputs, *kernel.shape[:2]), ops.reshape(kernel, (-1, self.filters))
-            return self.rounding(ops.matmul, inputs, kernel)
+            patches = ops.space_to_depth(inputs, self.kernel_size[0])
+            return self.rounding(ops.matmul, patches, ops.reshape(kernel, (-1, self.filters)))
         windows = (*self.kernel_size, *self.strides) != (1, 1, 1, 1)
         return self.rounding(super().convolution_op, inputs, kernel, windows=windows)
 
@@ -253,14 +253,6 @@ class RoundedDepthwiseConv2D(layers.DepthwiseConv2D):
             return ops.depthwise_conv(x, kernel, self.strides, self.padding, self.data_format, self.dilation_rate)
 
         return _finished(self, self.rounding(linear, inputs, self.kernel, axes=(0, 1)))
-
-
-def _patches(x, height, width):
-    """(B,H,W,C) -> (B,h,w,height*width*C)."""
-    _, rows, columns, channels = x.shape
-    h, w = rows // height, columns // width
-    x = ops.transpose(ops.reshape(x, (-1, h, height, w, width, channels)), (0, 1, 3, 2, 4, 5))
-    return ops.reshape(x, (-1, h, w, height * width * channels))
 
 
 ROUNDED = {

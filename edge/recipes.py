@@ -80,7 +80,8 @@ RECIPES = {
         Recipe(
             name="static_int8",
             formats=("litert",),
-            description="8-bit weights and activations in dense layers and convolutions, the rest in float",
+            description="8-bit weights and activations in dense layers, convolutions and SiLU between them, the rest "
+            "in float",
             needs_calibration=True,
             litert=_entries((DENSE, CONV, DEPTHWISE), _tensor(8), ACTIVATION) + LOGITS,
         ),

@@ -218,7 +218,6 @@ HALF = {
 def in_half_precision(content, x):
     """The output of a file of such operations, each of whose results is rounded to float16."""
     file = File(content)
-    names = {v: k for k, v in vars(file.S.BuiltinOperator).items() if isinstance(v, int)}
     values = {int(file.main.inputs[0]): x.astype(np.float16)}
     for op in file.main.operators:
         for i in set(op.inputs) - set(values):
@@ -226,7 +225,7 @@ def in_half_precision(content, x):
             dtype = np.int32 if tensor.type == file.S.TensorType.INT32 else np.float32
             data = np.frombuffer(file.model.buffers[tensor.buffer].data, dtype).reshape(tensor.shape)
             values[int(i)] = data if dtype is np.int32 else data.astype(np.float16)
-        found = HALF[names[file.model.operatorCodes[op.opcodeIndex].builtinCode]](*(values[i] for i in op.inputs))
+        found = HALF[file.builtin(op)](*(values[i] for i in op.inputs))
         values[int(op.outputs[0])] = found.astype(np.float16)
     return values[int(file.main.outputs[0])].astype(np.float32)
 
