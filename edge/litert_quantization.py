@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import math
 import re
 import warnings
 
@@ -16,16 +17,19 @@ import numpy as np
 from . import quantization as q
 from .graph import sigmoid
 from .progress import progress
-from .recipes import WIDE, exactly
+from .recipes import AS_THEY_COME, WIDE, exactly
 
 ROWS = 1024  # of a tensor's tokens or pixels, over all images, in the sample that scales are chosen on
 # A scale costs a multiplication. It is put in where a layer's outputs have less signal than this over the noise that
-# 8 bits add there, and where it takes away half of it.
+# 8 bits add there, and where it takes away half of it. Attention is computed in 8 bits where its outputs have as much,
+# and a range leaves out values that were seen where that takes away half of the whole file's noise.
 ENOUGH_DB, WORTH = 35.0, 0.5
 RESCALED = 128  # scale of input times weight over that of the output: XNNPACK refuses 256, and its refusal may crash
 GATED = 1.25  # noise that sigmoid in 8 bits may make of that of the rounding before and after x * sigmoid(x)
 COMPARED = 32  # batches, at most, on which the ways to choose ranges are compared
 LINEAR = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
+ARRANGING = ("RESHAPE", "TRANSPOSE")
+FEW_WEIGHTS, MANY_ROWS = 1024, 1024  # of a layer that is faster in float than with ranges found for each row
 FEW_CHANNELS = 4  # of an image: less than the 8 that XNNPACK pads each pixel to in int8
 STEPS = ("smooth", "range", "round", "correct")
 
@@ -40,6 +44,7 @@ class Layer:
         output: name of its output tensor, by which a recipe finds it.
         operator: the file's operator; `x`, `weight`, `bias` and `y` are its tensors (-1: no bias).
         config: the recipe's settings for it, or `None` to leave it in float.
+        attended: whether it reads what an attention gives.
     """
 
     kind: str
@@ -47,6 +52,7 @@ class Layer:
     output: str
     operator: object
     config: dict | None = None
+    attended: bool = False
 
     x = property(lambda self: int(self.operator.inputs[0]))
     weight = property(lambda self: int(self.operator.inputs[1]))
@@ -66,6 +72,22 @@ class Layer:
     def dynamic(self):
         """Whether each row of its inputs gets a range of its own when the file runs."""
         return self.activation_bits is None and not self.config["op_config"]["explicit_dequantize"]
+
+
+@dataclasses.dataclass(eq=False)
+class Attention:
+    """softmax(q k') v of a file, by its operators: two products of matrices with a softmax between them."""
+
+    scores: object
+    softmax: object
+    product: object
+
+    q = property(lambda self: int(self.scores.inputs[0]))
+    k = property(lambda self: int(self.scores.inputs[1]))
+    s = property(lambda self: int(self.scores.outputs[0]))
+    p = property(lambda self: int(self.softmax.outputs[0]))
+    v = property(lambda self: int(self.product.inputs[1]))
+    y = property(lambda self: int(self.product.outputs[0]))
 
 
 class File:
@@ -101,11 +123,47 @@ class File:
                 found.append(Layer(kind, name, self.name(operator.outputs[0]), operator))
         return found
 
+    def attentions(self):
+        """Every `Attention`."""
+        found = []
+        for softmax in self.main.operators:
+            if self.builtin(softmax) != "SOFTMAX":
+                continue
+            scores, readers = self.maker(softmax.inputs[0]), self.readers(softmax.outputs[0])
+            products = [op for op in (scores, *readers) if op is not None and self.builtin(op) == "BATCH_MATMUL"]
+            inner = [int(softmax.inputs[0]), int(softmax.outputs[0])]
+            alone = all(len(self.readers(tensor)) == 1 and not self.is_output(tensor) for tensor in inner)
+            if alone and len(products) == 2 and readers[0].inputs[0] == inner[1] != readers[0].inputs[1]:
+                found.append(Attention(scores, softmax, readers[0]))
+        return found
+
     def name(self, tensor):
         return self.main.tensors[tensor].name.decode()
 
+    def maker(self, tensor):
+        """The operator that computes a tensor, or `None`."""
+        return next((op for op in self.main.operators if tensor in list(op.outputs)), None)
+
     def readers(self, tensor):
         return [op for op in self.main.operators if tensor in list(op.inputs)]
+
+    def source(self, tensor, through=ARRANGING):
+        """(the tensor of which this one is an arrangement, operators that arrange it, the last one first)."""
+        steps = []
+        while (operator := self.maker(tensor)) is not None and self.builtin(operator) in through:
+            steps.append(operator)
+            tensor = int(operator.inputs[0])
+        return tensor, steps
+
+    def arrangements(self, tensor):
+        """Operators that arrange a tensor which nothing else reads, the first one first."""
+        steps = []
+        while len(readers := self.readers(tensor)) == 1 and not self.is_output(tensor):
+            if self.builtin(readers[0]) not in ARRANGING:
+                break
+            steps += readers
+            tensor = int(readers[0].outputs[0])
+        return steps
 
     def is_output(self, tensor):
         return tensor in list(self.main.outputs)
@@ -196,11 +254,14 @@ def plan(file, recipe, float_layers=()):
         if not any(within(layer.name, name) for layer in layers):
             known = ", ".join(dict.fromkeys(layer.name for layer in layers))
             raise ValueError(f"No layer {name!r} to leave in float. There are: {known}.")
-    chosen = []
+    chosen, attended = [], {attention.y for attention in file.attentions()}
     for layer in layers:
         fits = [e for e in recipe.litert if e["operation"] == layer.kind and re.search(e["regex"], layer.output)]
         if fits and not any(within(layer.name, name) for name in float_layers):
             layer.config = _eight_bits_if_odd(file, layer, fits[-1])
+            layer.attended = file.source(layer.x, (*ARRANGING, "MUL"))[0] in attended
+            if recipe.attention and layer.attended and layer.kind == "FULLY_CONNECTED":
+                layer.config = AS_THEY_COME
             if recipe.wide_below_db is not None or not _is_faster_in_float(file, layer):
                 chosen.append(layer)
     return chosen
@@ -212,14 +273,19 @@ def within(layer, name):
 
 
 def _is_faster_in_float(file, layer):
-    """Whether it is a convolution of an image after a PAD.
+    """Whether it is a convolution of an image after a PAD, or has few weights for many rows that are quantized as they
+    come.
 
     XNNPACK takes a PAD into a float convolution. Before one of integers it copies the image, pixel by pixel, in more
-    time than the float convolution needs.
+    time than the float convolution needs. To find a row's range takes as long as a product with some hundred weights.
     """
+    if layer.config["op_config"]["explicit_dequantize"]:
+        return False
     padded = any(layer.x in list(op.outputs) and file.builtin(op) == "PAD" for op in file.main.operators)
-    few = file.main.tensors[layer.x].shape[-1] <= FEW_CHANNELS
-    return padded and few and layer.kind == "CONV_2D" and not layer.config["op_config"]["explicit_dequantize"]
+    if padded and layer.kind == "CONV_2D" and file.main.tensors[layer.x].shape[-1] <= FEW_CHANNELS:
+        return True
+    weights, rows = math.prod(file.main.tensors[layer.weight].shape), math.prod(file.main.tensors[layer.y].shape[:-1])
+    return layer.dynamic and weights <= FEW_WEIGHTS and rows >= MANY_ROWS
 
 
 def _eight_bits_if_odd(file, layer, config):
@@ -239,15 +305,19 @@ def _changed(config, **fields):
 
 @dataclasses.dataclass(eq=False)
 class Activation:
-    """What is known of a tensor (...,C) after all images: histogram, mean (C), a sample of rows, sum of x x^T (C,C)."""
+    """What is known of a tensor (...,C) after all images: histogram, mean (C), a sample of rows, sum of x x^T (C,C);
+    and the first whole one."""
 
     histogram: q.Histogram = dataclasses.field(default_factory=q.Histogram)
     samples: list = dataclasses.field(default_factory=list)
     total: np.ndarray | float = 0.0
     count: int = 0
     hessian: np.ndarray | None = None
+    first: np.ndarray | None = None
 
-    def add(self, x, rows, hessian):
+    def add(self, x, rows, hessian=False, whole=False):
+        if whole and self.first is None:
+            self.first = x
         x = x.reshape(-1, x.shape[-1])
         self.histogram.add(x)
         self.total, self.count = self.total + x.sum(0, dtype=np.float64), self.count + len(x)
@@ -269,24 +339,27 @@ class Activation:
         return q.compensation(self.hessian)
 
 
-def observe(file, layers, images, interpreter):
-    """Runs the float file on the images: tensor -> `Activation`, for every input and output of the layers.
+def observe(file, layers, images, interpreter, attentions=()):
+    """Runs the float file on the images: tensor -> `Activation`, for every input and output of layers and attentions.
 
     Args:
         file: a `File`.
         layers: of `plan`.
         images: list of batches as the file takes them.
         interpreter: (bytes, keep) -> an interpreter.
+        attentions: the file's.
     """
     runner = interpreter(bytes(file.bytes()), keep=True)
     image = runner.get_input_details()[0]["index"]
     found = {tensor: Activation() for layer in layers for tensor in (layer.x, layer.y)}
     rounded = {layer.x for layer in layers if _is_rounded(file, layer)}
+    operands = {tensor for a in attentions for tensor in (a.q, a.k, a.v)}
+    found |= {t: Activation() for a in attentions for t in (*operands, a.s, a.p, a.y) if t not in found}
     for batch in progress(images, "calibrating"):
         runner.set_tensor(image, batch)
         runner.invoke()
         for tensor, activation in found.items():
-            activation.add(runner.get_tensor(tensor), -(-ROWS // len(images)), tensor in rounded)
+            activation.add(runner.get_tensor(tensor), -(-ROWS // len(images)), tensor in rounded, tensor in operands)
     return found
 
 
@@ -325,10 +398,11 @@ class Preparation:
         layers = plan(file, recipe, self.float_layers)
         if self.images is None:
             return
-        self.seen = observe(file, layers, images, interpreter)
+        look = lambda: observe(file, layers, images, interpreter, file.attentions() if recipe.attention else ())
+        self.seen = look()
         if "smooth" in steps and _smooth(file, layers, self.seen):
             self.content = bytes(file.bytes())
-            self.seen = observe(file, layers, images, interpreter)
+            self.seen = look()
 
     def layers(self):
         """Names of the layers that are quantized, in the order of the file, each once."""
@@ -340,30 +414,35 @@ class Preparation:
         Args:
             only: the one layer to quantize; all of them by default.
             method: of `quantization.Histogram.range`; by default, for a static recipe, the one with which the file
-                changes its outputs on the calibration images least.
+                changes its outputs on the calibration images least, if that is by far: other images have other values.
         """
         if method is None and self.recipe.needs_calibration and "range" in self.steps:
-            return self._nearest([self.quantized(only, method) for method in q.METHODS])
+            return self._nearest([self.quantized(only, method) for method in q.METHODS])  # of all values first
         file = File(self.content)
         layers = [g for g in plan(file, self.recipe, self.float_layers) if only in (None, g.name)]
-        ranges, silu = None, []
+        ranges, entries = None, []
         if self.images is not None:
             if self.recipe.wide_below_db is not None:
                 _widen(file, layers, self.seen, self.recipe.wide_below_db)
             ranges = _activation_ranges(file, layers, self.seen, method or "minmax")
+            keys = {file.source(attention.k)[0] for attention in file.attentions()}  # a bias of theirs changes nothing
             for layer in layers:
-                _finish_weights(file, layer, self.seen[layer.x], ranges, self.steps)
-            silu = _silu_entries(file, layers, self.seen, ranges)
+                steps = [step for step in self.steps if step != "correct" or layer.y not in keys]
+                _finish_weights(file, layer, self.seen[layer.x], ranges, steps)
+            entries = _silu_entries(file, layers, self.seen, ranges)
+            if self.recipe.attention:
+                entries += _attention_entries(file, layers, self.seen, ranges, method or "minmax")
         content = self.content if self.images is None else bytes(file.bytes())
         if not layers:
             return content
-        return _written(content, [*({**g.config, "regex": exactly(g.output)} for g in layers), *silu], ranges)
+        return _written(content, [*({**g.config, "regex": exactly(g.output)} for g in layers), *entries], ranges)
 
     def _nearest(self, contents):
         images = self.images[:COMPARED]
         expected = outputs(self.interpreter(self.content), images)
         errors = [np.square(outputs(self.interpreter(c), images) - expected).sum() for c in contents]
-        return contents[int(np.argmin(errors))]
+        best = int(np.argmin(errors))
+        return contents[best if errors[best] < WORTH * errors[0] else 0]
 
 
 def outputs(runner, images):
@@ -393,14 +472,23 @@ def _activation_ranges(file, layers, seen, method):
     for layer in layers:
         for tensor in (layer.x, layer.y) if layer.activation_bits else ():
             low, high = seen[tensor].histogram.range(method if layer.activation_bits == 8 else "minmax")
-            ranges.setdefault(file.name(tensor), {"min": np.float32([[low]]), "max": np.float32([[high]])})
+            ranges.setdefault(file.name(tensor), _range(low, high))
     for layer in layers:
         if layer.activation_bits == 8:
             x, y = (ranges[file.name(tensor)] for tensor in (layer.x, layer.y))
-            largest = np.abs(file.get(layer.weight)).max() / 127 * (x["max"] - x["min"]) / (y["max"] - y["min"] + 1e-9)
-            wider = np.maximum(1, largest / RESCALED)
-            y.update(min=y["min"] * wider, max=y["max"] * wider)
+            _widened(y, np.abs(file.get(layer.weight)).max() / 127 * (x["max"] - x["min"]))
     return ranges
+
+
+def _range(low, high):
+    """As ai-edge-quantizer takes it."""
+    return {"min": np.float32([[low]]), "max": np.float32([[high]])}
+
+
+def _widened(y, product):
+    """The range of a product's outputs, wide enough for XNNPACK; `product`: 255 times scale of input times weight."""
+    wider = np.maximum(1, product / (y["max"] - y["min"] + 1e-9) / RESCALED)
+    y.update(min=y["min"] * wider, max=y["max"] * wider)
 
 
 def _silu_entries(file, layers, seen, ranges):
@@ -436,11 +524,78 @@ def _silu_entries(file, layers, seen, ranges):
     return entries
 
 
+def _attention_entries(file, layers, seen, ranges, method):
+    """Entries for attention's two products, and for what arranges their operands, where its values come in 8 bits.
+
+    Where that leaves little of its outputs' signal over the noise, none.
+    """
+    eight, entries = {layer.y: layer.config for layer in layers if layer.activation_bits == 8}, []
+    for attention in file.attentions():
+        operands = {tensor: file.source(tensor) for tensor in (attention.q, attention.k, attention.v)}
+        sources = {source for source, _ in operands.values()}
+        config = eight.get(operands[attention.v][0])
+        if config is None or len(sources) < 3:
+            continue
+        new, operators = {}, [attention.scores, attention.product]  # tensor -> range, of those that are 8 bits then
+        for tensor, (source, steps) in operands.items():
+            if source not in eight:  # a norm of the queries, say: they are rounded where the product reads them
+                source, steps = tensor, []
+            limits = ranges[file.name(source)] if source in eight else _range(*seen[tensor].histogram.range(method))
+            limits = limits if tensor == attention.q else _around_zero(limits)
+            new |= dict.fromkeys((source, *(int(op.outputs[0]) for op in steps)), limits)
+            operators += steps
+        new[attention.p] = _range(0, seen[attention.p].histogram.range(method)[1])
+        for y, a, b in ((attention.s, attention.q, attention.k), (attention.y, attention.p, attention.v)):
+            new[y] = _range(*seen[y].histogram.range(method))
+            _widened(new[y], (new[a]["max"] - new[a]["min"]) * new[b]["max"] / 127)
+        after = file.arrangements(attention.y)
+        new |= {int(op.outputs[0]): new[attention.y] for op in after}
+        if _attention_db(attention, seen, new) >= ENOUGH_DB:
+            ranges |= {file.name(tensor): limits for tensor, limits in new.items()}
+            for op in (*operators, *after):
+                regex = exactly(file.name(op.outputs[0]))
+                entries.append({**config, "operation": file.builtin(op), "regex": regex})
+    return entries
+
+
+def _around_zero(limits):
+    """A range in which zero is the integer zero, as XNNPACK wants it of the second operand of a product."""
+    step = max(float(-limits["min"].min()), float(limits["max"].max())) / 127
+    return _range(-128 * step, 127 * step)
+
+
+def _attention_db(attention, seen, ranges):
+    """Signal over noise of an attention's outputs for the first images, with all that it reads and makes in 8 bits.
+
+    Args:
+        attention: an `Attention`.
+        seen: tensor -> `Activation`.
+        ranges: tensor -> range.
+    """
+    adjoint = lambda x, wanted: np.swapaxes(x, -1, -2) if wanted else x
+    operands = attention.q, attention.k, attention.v
+
+    def attend(rounded):
+        scores, product = attention.scores.builtinOptions, attention.product.builtinOptions
+        queries, keys, values = (rounded(tensor, seen[tensor].first) for tensor in operands)
+        scores = rounded(attention.s, adjoint(queries, scores.adjX) @ adjoint(keys, scores.adjY))
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares = rounded(attention.p, shares / shares.sum(-1, keepdims=True))
+        return rounded(attention.y, shares @ adjoint(values, product.adjY))
+
+    exact = attend(lambda _, x: x)
+    error = attend(lambda tensor, x: q.fake_quantize(x, *ranges[tensor].values())) - exact
+    return 10 * np.log10(np.square(exact).sum() / max(np.square(error).sum(), 1e-30))
+
+
 def _widen(file, layers, seen, below_db):
-    """16 bits for the activations of layers whose outputs would have less signal over the noise of 8 bits."""
+    """16 bits for the activations of layers whose outputs would have less signal over the noise of 8 bits, and of those
+    that read what attention gives: tokens are alike there, and so would be their errors."""
     for layer in layers:
-        if layer.activation_bits == 8 and _noise(file, layer, seen) * 10 ** (below_db / 10) > _signal(seen[layer.y]):
-            layer.config = _changed(layer.config, activation_tensor_config=WIDE)
+        if layer.activation_bits == 8:
+            much = _noise(file, layer, seen) * 10 ** (below_db / 10) > _signal(seen[layer.y])
+            if much or layer.attended:
+                layer.config = _changed(layer.config, activation_tensor_config=WIDE)
 
 
 def _noise(file, layer, seen):
@@ -448,8 +603,13 @@ def _noise(file, layer, seen):
     x, y, weight = seen[layer.x].rows, seen[layer.y].rows, _by_input(file, layer)
     noise = q.output_noise(y, np.ones(y.shape[1], np.float32))
     if not file.is_grouped(layer):
-        noise += q.input_noise(x, weight, np.ones(x.shape[1], np.float32), layer.bits)
+        noise += q.input_noise(x, weight, np.ones(x.shape[1], np.float32), _rounded_bits(layer))
     return noise
+
+
+def _rounded_bits(layer):
+    """Bits of a layer's weights for `input_noise`; `None` for depthwise ones, each channel of which has a scale."""
+    return None if layer.kind == "DEPTHWISE_CONV_2D" else layer.bits
 
 
 def _smooth(file, layers, seen):
@@ -467,8 +627,7 @@ def _smooth(file, layers, seen):
 
         def noise(scale, rows=rows, group=group, weights=weights):
             return sum(
-                q.input_noise(rows, w, scale, None if g.kind == "DEPTHWISE_CONV_2D" else g.bits, g.dynamic)
-                for g, w in zip(group, weights, strict=True)
+                q.input_noise(rows, w, scale, _rounded_bits(g), g.dynamic) for g, w in zip(group, weights, strict=True)
             )
 
         largest = np.max([np.abs(w).reshape(-1, w.shape[-1]).max(0) for w in weights], axis=0)

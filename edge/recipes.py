@@ -1,11 +1,11 @@
 """One table: recipe name -> what is quantized, to what, and whether it needs calibration.
 
 The LiteRT half holds ai-edge-quantizer's own recipe entries (operation, weight and activation types); the Core ML
-half is carried out by `coreml.quantize`. Attention's matrix products, LayerNorm, softmax and GELU stay in float
-everywhere: on the CPU int8 batch matrix products are slower than float ones, and islands of float keep one delegate
-partition. So do depthwise convolutions in the recipes that quantize activations as they come, which XNNPACK cannot do
-for them, and a stem that pads the image, which it computes faster in float. SiLU is computed in integers where the
-layers before and after it round its ends to 8 bits anyway.
+half is carried out by `coreml.quantize`. LayerNorm, softmax and GELU stay in float everywhere: islands of float keep
+one delegate partition. So do attention's matrix products but in static_int8: XNNPACK has none that quantizes as they
+come two operands which are both computed. So do depthwise convolutions in the recipes that quantize activations as
+they come, which XNNPACK cannot do for them, and a stem that pads the image, which it computes faster in float. SiLU is
+computed in integers where the layers before and after it round its ends to 8 bits anyway.
 """
 
 import dataclasses
@@ -22,6 +22,8 @@ class Recipe:
         description: one line for a table.
         needs_calibration: whether images are needed to find the ranges of activations.
         litert: entries for ai-edge-quantizer, in order; a later one wins.
+        attention: whether attention's two products have operands and results of 8 bits. The dense layer after them
+            quantizes its inputs as they come: tokens are alike there, and so would be their errors.
         wide_below_db: activations have 16 bits instead of 8 in a layer where 8 would leave its outputs less signal over
             noise than this; `None`: nowhere.
     """
@@ -31,6 +33,7 @@ class Recipe:
     description: str
     needs_calibration: bool = False
     litert: tuple[dict, ...] = ()
+    attention: bool = False
     wide_below_db: float | None = None
 
     @property
@@ -59,6 +62,7 @@ ACTIVATION = _tensor(8, symmetric=False, granularity="TENSORWISE")
 WIDE = _tensor(16, granularity="TENSORWISE")
 # The head's activations are quantized as they come in every recipe: logits in 8 bits would make ties of close classes.
 LOGITS = _entries((DENSE,), _tensor(8), regex="^head/.*")
+(AS_THEY_COME,) = _entries((DENSE,), _tensor(8))
 
 RECIPES = {
     recipe.name: recipe
@@ -80,10 +84,11 @@ RECIPES = {
         Recipe(
             name="static_int8",
             formats=("litert",),
-            description="8-bit weights and activations in dense layers, convolutions and SiLU between them, the rest "
-            "in float",
+            description="8-bit weights and activations in dense layers, convolutions, attention's products and SiLU "
+            "between layers, the rest in float",
             needs_calibration=True,
             litert=_entries((DENSE, CONV, DEPTHWISE), _tensor(8), ACTIVATION) + LOGITS,
+            attention=True,
         ),
         Recipe(
             name="static_int8_int16",
@@ -92,7 +97,7 @@ RECIPES = {
             "XNNPACK on the CPU",
             needs_calibration=True,
             litert=_entries((DENSE, CONV, DEPTHWISE), _tensor(8), ACTIVATION) + LOGITS,
-            wide_below_db=35.0,
+            wide_below_db=37.0,
         ),
         Recipe(
             name="weight_int8",

@@ -3,8 +3,9 @@
 Each rule looks at one node and what computes its inputs, and returns the Value to use instead. Rules run over the whole
 graph until none applies. What they do: constants, biases, batch normalisation, scales and the input normalisation are
 folded into the neighbouring dense layer or convolution, and so are a LayerNorm's gains and offsets; a joint
-query-key-value projection becomes three, and the two heads of a distilled model one; a slice moves up, so that what is
-not read is not computed; reshapes, transposes and paddings merge; equal and dead nodes go.
+query-key-value projection becomes three, without a bias of the keys, which softmax takes away again, and the two heads
+of a distilled model one; a slice moves up, so that what is not read is not computed; reshapes, transposes and paddings
+merge; equal and dead nodes go.
 """
 
 import itertools
@@ -457,6 +458,33 @@ def split_dense(sweep, node):
     return sweep.new("dense", x, part(weight), part(bias), name=linear.output.name)
 
 
+def drop_key_bias(sweep, node):
+    """softmax(q (k + b)') -> softmax(q k'): a bias of the keys adds the same number to all scores of a query."""
+    scores = sweep.made_by(node.inputs[0], "matmul")
+    last = len(node.output.shape) - 1
+    if scores is None or node.attrs["axis"] != last or not sweep.single_use(scores.output):
+        return None
+    value, steps = scores.inputs[1], []
+    while (step := sweep.made_by(value, "reshape", "transpose")) and sweep.single_use(value):
+        steps.append(step)
+        value = step.inputs[0]
+    linear = sweep.made_by(value, "dense")
+    if linear is None or linear.inputs[2] is None or not sweep.single_use(value):
+        return None
+    channels = np.broadcast_to(np.arange(value.shape[-1]), value.shape)
+    for step in reversed(steps):
+        channels = OPS[step.op].evaluate(channels, **step.attrs)
+    if np.ptp(channels, axis=last - 1 if scores.attrs.get("transpose_b") else last).any():  # not one key, one row
+        return None
+    sweep.layer = linear.layer
+    value = sweep.new("dense", *linear.inputs[:2], None, name=linear.output.name)
+    for step in (*reversed(steps), scores, node):
+        sweep.layer = step.layer
+        inputs = (scores.inputs[0], value) if step is scores else (value,)
+        value = sweep.new(step.op, *inputs, name=step.output.name, **step.attrs)
+    return value
+
+
 def slice_early(sweep, node):
     """slice(f(x)) -> f(slice(x)) along one axis, when the slice alone reads f(x): what is not read is not computed.
 
@@ -577,6 +605,7 @@ RULES = {
     "transpose": (transpose_of_ones, merge_transposes),
     "slice": (split_dense, slice_early),
     "matmul": (read_transposed,),
+    "softmax": (drop_key_bias,),
     "dense": (fold_before_linear, fold_norm),
     "max_pool2d": (pool_of_one,),
     "avg_pool2d": (pool_of_one,),

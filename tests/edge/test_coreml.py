@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import pathlib
 import sys
+import types
 
 import keras
 import numpy as np
@@ -554,6 +556,57 @@ def test_core_ml_equals_model(name, options, compute_units, tmp_path):
     runner = coreml.load(coreml.export(model, tmp_path, compute_units=compute_units, **options))
     assert runner.verified_by == "Core ML on macOS"
     assert close(runner.predict(x), logits(model, x), rounding(runner))
+
+
+class StandIn:
+    """MLModel as coremltools documents it for a Mac: a picture or an array of the declared kind and size for one image
+    in, arrays, or a label and a dict of probabilities, out. What it computes, the reference evaluator does."""
+
+    def __init__(self, path, compute_units):
+        self.program, self.compute_units = mlprogram.Program(pathlib.Path(path)), compute_units
+
+    def predict(self, data):
+        given = {}
+        for feature in self.program.spec.description.input:
+            value, kind = data[feature.name], feature.type.WhichOneof("Type")
+            if kind == "imageType":
+                declared = feature.type.imageType
+                mode = "L" if declared.colorSpace == declared.GRAYSCALE else "RGB"
+                assert (value.mode, value.size) == (mode, (declared.width, declared.height))
+                value = np.asarray(value).reshape(declared.height, declared.width, -1)
+            else:
+                assert isinstance(value, np.ndarray) and list(value.shape) == list(feature.type.multiArrayType.shape)
+            given[feature.name] = value[None]
+        return {name: value[0] for name, value in self.program(given).items()}
+
+
+@pytest.mark.once
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML itself runs on this machine: test_core_ml_equals_model")
+@pytest.mark.parametrize("kind", ["array", "picture", "classes", "several", "batch"])
+def test_a_mac_is_asked_for_the_same_numbers(kind, tmp_path, monkeypatch):
+    """On macOS MLModel.predict gives what is verified; here a stand-in for it, told by its documentation."""
+    model = create("vit", class_names=list("abcde") if kind == "classes" else None)
+    if kind == "several":
+        model = model.features([0, "norm", "pool"])
+    pictures = kind in ("picture", "classes")
+    options = dict(image_input=True) if pictures else dict(batch=2) if kind == "batch" else {}
+    artifact = coreml.export(model, tmp_path, compute_units="cpu_and_ne", precision="float32", **options)
+    x = images(model, 3)
+    if pictures:
+        x = np.random.default_rng(0).integers(0, 256, x.shape, np.uint8)
+    elsewhere = coreml.load(artifact).predict(x)
+    monkeypatch.setattr(coreml, "sys", types.SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(coreml.coremltools().models, "MLModel", StandIn)
+    runner = coreml.load(artifact)
+    assert runner._model.compute_units.name == "CPU_AND_NE"
+    found = runner.predict(x)
+    if kind == "several":
+        assert list(found) == list(elsewhere) == list(artifact.outputs)
+        found, elsewhere = (np.concatenate([y.ravel() for y in by_name.values()]) for by_name in (found, elsewhere))
+    else:
+        check = verify(artifact, model, x)
+        assert check.verified_by == "Core ML on macOS" and check.sqnr_db > 60
+    np.testing.assert_allclose(found, elsewhere, atol=1e-5)
 
 
 def test_the_same_model_gives_the_same_program(tmp_path):

@@ -106,8 +106,12 @@ def test_a_static_recipe_rounds_the_inputs_too(recipe, tmp_path):
     plain = randomize(small_vit())
     x = images_of(plain, 16)
     model = qat(plain, recipe, calibration=x)
-    fixed = [layer.rounding.inputs for layer in model._flatten_layers() if hasattr(layer, "rounding")]
-    assert fixed[-1] == "each" and all(low < 0 < high for low, high in fixed[:-1])
+    fixed = {layer.path: layer.rounding.inputs for layer in model._flatten_layers() if hasattr(layer, "rounding")}
+    each = {path for path, inputs in fixed.items() if inputs == "each"}
+    assert {path.split("/", 1)[-1] for path in each} == (
+        {"head", "attention/out"} if recipe == "static_int8" else {"head"}
+    )
+    assert all(low < 0 < high for low, high in (fixed[path] for path in fixed.keys() - each))
     file = litert.load(litert.quantize(litert.export(model, tmp_path), recipe, x)).predict(x)
     found, before = model.predict(x, verbose=0), plain.predict(x, verbose=0)
     assert sqnr_db(found, before) < 45 and sqnr_db(found, file) > 25
@@ -172,7 +176,7 @@ def test_mistakes_are_named(model, recipe, says):
         qat(model(), recipe)
 
 
-def stretch_values(model, factor=16):
+def stretch_values(model, factor=32):
     """Some channels of the values get smaller and their rows of the output projection larger: the same in float, but
     4 bits with these outliers leave nothing of the other rows."""
     for block in (model.get_layer("block_0"), model.get_layer("block_1")):
@@ -189,7 +193,8 @@ def test_digits_win_back_what_four_bits_lost(tmp_path):
     fit.set_seed(0)
     model = small_vit(width=16, mlp_hidden=32, num_classes=10)
     digits = data.load("digits", model.preprocessing)
-    x, labels = digits.train.images(), digits.train.labels
+    order = np.random.default_rng(0).permutation(len(digits.train.labels))
+    x, labels = digits.train.images()[order], digits.train.labels[order]
     held_out = digits.validation.images()
     assert len(held_out) == 500
 
@@ -197,7 +202,7 @@ def test_digits_win_back_what_four_bits_lost(tmp_path):
         schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-len(x) // 64))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(schedule), loss)
-        model.fit(x, labels, batch_size=64, epochs=epochs, verbose=0)
+        model.fit(x, labels, batch_size=64, epochs=epochs, shuffle=False, verbose=0)  # as every time, on any backend
         return model
 
     def top1(model):
@@ -209,7 +214,7 @@ def test_digits_win_back_what_four_bits_lost(tmp_path):
     stretch_values(train(model, 30, 1e-2))
     before, lost = top1(model), quantized_top1(model)
     assert before > 0.85 and lost < before - 0.1
-    trained = quantized_top1(train(qat(model, "weight_int4"), 6, 2e-3))
-    longer = quantized_top1(train(model, 6, 2e-3))  # as many steps without the rounding
+    trained = quantized_top1(train(qat(model, "weight_int4"), 12, 3e-3))
+    longer = quantized_top1(train(model, 12, 3e-3))  # as many steps without the rounding
     assert trained >= lost + (before - lost) / 2
     assert trained > longer + (before - lost) / 4

@@ -1,5 +1,6 @@
 """Quantization that holds: algorithms against brute force, planted outliers, what each step brings, the searches."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -143,10 +144,10 @@ PLANTS = {"norms": scale_norms, "values": scale_values, "residual": massive_chan
 
 
 def minmax_db(f32, x, folder, expected):
-    """The same recipe with nothing but the smallest and the largest value of each activation."""
-    batches = [image[None] for image in x]
+    """Dense layers and convolutions with nothing but the smallest and the largest value of each activation."""
+    batches, plain = [image[None] for image in x], dataclasses.replace(RECIPES["static_int8"], attention=False)
     content = litert_quantization.Preparation(
-        f32.path.read_bytes(), RECIPES["static_int8"], batches, litert.of_bytes, steps=()
+        f32.path.read_bytes(), plain, batches, litert.of_bytes, steps=()
     ).quantized()
     path = folder / "minmax.tflite"
     path.write_bytes(content)
@@ -357,6 +358,81 @@ def test_silu_stays_in_float_where_a_sigmoid_of_eight_bits_costs_much(center, dt
     found = litert_quantization.Preparation(content, RECIPES["static_int8"], images, litert.of_bytes).quantized()
     gate = next(t for t in litert.of_bytes(found).get_tensor_details() if t["name"].startswith("sigmoid"))
     assert gate["dtype"] is dtype
+
+
+INT8 = 9  # TFLite's number of the type
+
+
+def attention_types(f32, x, folder):
+    """Name -> type of what attention's products read and make, in static int8, and the artifact."""
+    artifact = edge.litert.quantize(f32, "static_int8", x, folder)
+    file = litert_quantization.File(artifact.path.read_bytes())
+    found = {}
+    for op in file.main.operators:
+        if file.builtin(op) == "BATCH_MATMUL":
+            for tensor in (*op.inputs, *op.outputs):
+                tensor = file.main.tensors[tensor]
+                zero = tensor.quantization.zeroPoint[0] if tensor.type == INT8 else 0
+                found[tensor.name.decode()] = tensor.type, int(zero)
+    return found, artifact
+
+
+@pytest.mark.parametrize("name", ["vit", "mobilevit"])
+def test_attention_is_integers(name, tmp_path):
+    """Operands and results of both products, zero being the integer zero in the second operand; for little noise."""
+    model = next(f for f in FAMILIES if f.name == name).create()
+    x, f32 = images(model, 16), edge.litert.export(model, tmp_path)
+    types, artifact = attention_types(f32, x[:8], tmp_path)
+    assert types and {dtype for dtype, _ in types.values()} == {INT8}
+    file = litert_quantization.File(artifact.path.read_bytes())
+    seconds = {file.name(op.inputs[1]) for op in file.main.operators if file.builtin(op) == "BATCH_MATMUL"}
+    assert {types[name][1] for name in seconds} == {0}
+    plain = dataclasses.replace(RECIPES["static_int8"], attention=False)
+    batches = [image[None] for image in x[:8]]
+    islands = litert_quantization.Preparation(f32.path.read_bytes(), plain, batches, litert.of_bytes).quantized()
+    (tmp_path / "islands.tflite").write_bytes(islands)
+    before = litert.Runner(tmp_path / "islands.tflite")
+    expected, check = model.predict(x[8:], verbose=0), edge.verify(artifact, model, x[8:])
+    assert check.partitions == before.partitions() == 1
+    assert check.sqnr_db > sqnr_db(before.predict(x[8:]), expected) - 2
+    out = next(t for t in file.main.tensors if t.name.endswith(b"attention/out/dense"))
+    assert out.type != INT8  # which reads what the products give row by row
+
+
+def test_attention_stays_in_float_where_integers_would_lose_it(tmp_path, monkeypatch):
+    """A large bias of the keys adds the same number to all scores of a query: nothing in float, and steps too large for
+    the rest in 8 bits, if our exports had it. Where the values come in float, the products stay in float, too."""
+    model = next(f for f in FAMILIES if f.name == "vit").create()
+    x, width = images(model, 8), model.cfg.width
+    before = model.predict(x, verbose=0)
+    bias = model.get_layer("block_0").attention.qkv.bias
+    shift = np.zeros(3 * width, "float32")
+    shift[width : 2 * width] = 50
+    bias.assign(keras.ops.convert_to_numpy(bias) + shift)
+    np.testing.assert_allclose(model.predict(x, verbose=0), before, atol=1e-3 * np.abs(before).max())
+    without, _ = attention_types(edge.litert.export(model, tmp_path), x, tmp_path)
+    assert {dtype for dtype, _ in without.values()} == {INT8}
+    monkeypatch.setitem(RULES, "softmax", ())
+    f32 = edge.litert.export(model, tmp_path, name="shifted")
+    shifted, artifact = attention_types(f32, x, tmp_path)
+    in_block = lambda types, i: {dtype for name, (dtype, _) in types.items() if name.startswith(f"block_{i}/")}
+    assert in_block(shifted, 0) == {0} and in_block(shifted, 1) == {INT8}
+    assert litert.load(artifact).partitions() == 1
+    left = edge.litert.quantize(f32, "static_int8", x, tmp_path, float_layers=["block_1/attention/qkv"])
+    file = litert_quantization.File(left.path.read_bytes())
+    products = [op for op in file.main.operators if file.builtin(op) == "BATCH_MATMUL"]
+    assert {file.main.tensors[op.outputs[0]].type for op in products} == {0}
+
+
+def test_attention_of_normalised_queries_is_integers(tmp_path):
+    """Queries and keys behind a norm are rounded where the product reads them; only the values come in integers."""
+    model = randomize(keras_vits.create("vit_tiny_patch16_224", image_size=32, patch_size=8, width=WIDTH, depth=1,
+                                        heads=3, mlp_hidden=96, num_classes=5, qk_norm=True))  # fmt: skip
+    x = images(model, 8)
+    types, artifact = attention_types(edge.litert.export(model, tmp_path), x, tmp_path)
+    assert {dtype for dtype, _ in types.values()} == {INT8}
+    check = edge.verify(artifact, model, x)
+    assert check.partitions == 1 and check.sqnr_db > 25
 
 
 # ---- which layer it is

@@ -42,6 +42,27 @@ def test_distilled_model_ends_in_one_dense_layer_of_two_tokens():
     assert after.nodes[-3].output.shape == (1, 2, 24)
 
 
+@pytest.mark.parametrize("keys_last", [False, True])
+def test_a_bias_of_the_keys_goes(keys_last):
+    """It adds the same number to all scores of a query; one that differs from key to key stays, and so do others."""
+    b = Builder()
+    x = b.input("x", (2, 7, 6))
+    heads = lambda v, perm: b("transpose", b("reshape", v, shape=(2, 7, 3, 4)), perm=perm)
+    q, k, v = (b("dense", x, b.constant(random(12, 6)), b.constant(10 * random(12), name)) for name in "qkv")
+    k = heads(k, (0, 2, 3, 1) if keys_last else (0, 2, 1, 3))
+    scores = b("matmul", heads(q, (0, 2, 1, 3)), k, transpose_b=not keys_last)
+    y = b("matmul", b("softmax", scores, axis=3), heads(v, (0, 2, 1, 3)))
+    after = check(b, y, dict(dense=3, reshape=3, transpose=3, matmul=2, softmax=1))
+    assert {c.name for c in after.constants() if len(c.shape) == 1} == {"q", "v"}
+
+    b = Builder()
+    x, queries = b.input("x", (2, 4, 3)), b.input("queries", (2, 5, 6))
+    k = b("reshape", b("dense", x, b.constant(random(12, 3)), b.constant(random(12), "k")), shape=(2, 8, 6))
+    y = b("softmax", b("matmul", queries, k, transpose_b=True), axis=2)
+    after = check(b, y, dict(dense=1, reshape=1, matmul=1, softmax=1))
+    assert {c.name for c in after.constants() if len(c.shape) == 1} == {"k"}
+
+
 @family
 def test_families_keep_their_outputs(family):
     graph = trace(family.create())
