@@ -9,7 +9,7 @@
 BACKENDS := torch jax tensorflow
 BACKEND ?= $(BACKENDS)
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
 .PHONY: demo test bench clean
@@ -33,7 +33,8 @@ bench: .venv/.test
 	@touch $@
 
 .venv/bin/python:
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found. Install it, or say make PYTHON=..." >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, and none was found: TensorFlow and coremltools have" \
+		"no packages for newer ones. Install one of them, or say make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
 clean:
