@@ -15,7 +15,7 @@ import warnings
 import numpy as np
 
 from . import quantization as q
-from .graph import sigmoid
+from .graph import sigmoid, softmax
 from .progress import progress
 from .recipes import AS_THEY_COME, WIDE, exactly
 
@@ -126,15 +126,16 @@ class File:
     def attentions(self):
         """Every `Attention`."""
         found = []
-        for softmax in self.main.operators:
-            if self.builtin(softmax) != "SOFTMAX":
+        for operator in self.main.operators:
+            if self.builtin(operator) != "SOFTMAX":
                 continue
-            scores, readers = self.maker(softmax.inputs[0]), self.readers(softmax.outputs[0])
-            products = [op for op in (scores, *readers) if op is not None and self.builtin(op) == "BATCH_MATMUL"]
-            inner = [int(softmax.inputs[0]), int(softmax.outputs[0])]
-            alone = all(len(self.readers(tensor)) == 1 and not self.is_output(tensor) for tensor in inner)
-            if alone and len(products) == 2 and readers[0].inputs[0] == inner[1] != readers[0].inputs[1]:
-                found.append(Attention(scores, softmax, readers[0]))
+            s, p = int(operator.inputs[0]), int(operator.outputs[0])
+            if any(len(self.readers(tensor)) != 1 or self.is_output(tensor) for tensor in (s, p)):
+                continue
+            scores, (product,) = self.maker(s), self.readers(p)
+            products = scores is not None and self.builtin(scores) == self.builtin(product) == "BATCH_MATMUL"
+            if products and product.inputs[0] == p != product.inputs[1]:
+                found.append(Attention(scores, operator, product))
         return found
 
     def name(self, tensor):
@@ -281,7 +282,8 @@ def _is_faster_in_float(file, layer):
     """
     if layer.config["op_config"]["explicit_dequantize"]:
         return False
-    padded = any(layer.x in list(op.outputs) and file.builtin(op) == "PAD" for op in file.main.operators)
+    before = file.maker(layer.x)
+    padded = before is not None and file.builtin(before) == "PAD"
     if padded and layer.kind == "CONV_2D" and file.main.tensors[layer.x].shape[-1] <= FEW_CHANNELS:
         return True
     weights, rows = math.prod(file.main.tensors[layer.weight].shape), math.prod(file.main.tensors[layer.y].shape[:-1])
@@ -435,7 +437,7 @@ class Preparation:
         content = self.content if self.images is None else bytes(file.bytes())
         if not layers:
             return content
-        return _written(content, [*({**g.config, "regex": exactly(g.output)} for g in layers), *entries], ranges)
+        return _written(content, [*(_entry(file, g.config, g.operator) for g in layers), *entries], ranges)
 
     def _nearest(self, contents):
         images = self.images[:COMPARED]
@@ -464,6 +466,11 @@ def _written(content, entries, ranges):
             ranges, enable_progress_bar=False, enable_progress_report=False
         )
     return bytes(result.quantized_model)
+
+
+def _entry(file, config, operator):
+    """The settings for this operator alone, as ai-edge-quantizer takes them."""
+    return {**config, "operation": file.builtin(operator), "regex": exactly(file.name(operator.outputs[0]))}
 
 
 def _activation_ranges(file, layers, seen, method):
@@ -518,9 +525,7 @@ def _silu_entries(file, layers, seen, ranges):
         if end in rounded and ends and silu and noise(layer, end, True) < GATED * noise(layer, end, False):
             ranges[file.name(gate)] = {"min": np.float32([[0]]), "max": np.float32([[1]])}
             ranges[file.name(product)] = ranges[file.name(end)]
-            for op in readers:
-                regex = exactly(file.name(op.outputs[0]))
-                entries.append({**layer.config, "operation": file.builtin(op), "regex": regex})
+            entries += [_entry(file, layer.config, op) for op in readers]
     return entries
 
 
@@ -552,9 +557,7 @@ def _attention_entries(file, layers, seen, ranges, method):
         new |= {int(op.outputs[0]): new[attention.y] for op in after}
         if _attention_db(attention, seen, new) >= ENOUGH_DB:
             ranges |= {file.name(tensor): limits for tensor, limits in new.items()}
-            for op in (*operators, *after):
-                regex = exactly(file.name(op.outputs[0]))
-                entries.append({**config, "operation": file.builtin(op), "regex": regex})
+            entries += [_entry(file, config, op) for op in (*operators, *after)]
     return entries
 
 
@@ -579,8 +582,7 @@ def _attention_db(attention, seen, ranges):
         scores, product = attention.scores.builtinOptions, attention.product.builtinOptions
         queries, keys, values = (rounded(tensor, seen[tensor].first) for tensor in operands)
         scores = rounded(attention.s, adjoint(queries, scores.adjX) @ adjoint(keys, scores.adjY))
-        shares = np.exp(scores - scores.max(-1, keepdims=True))
-        shares = rounded(attention.p, shares / shares.sum(-1, keepdims=True))
+        shares = rounded(attention.p, softmax(scores, -1))
         return rounded(attention.y, shares @ adjoint(values, product.adjY))
 
     exact = attend(lambda _, x: x)
