@@ -27,6 +27,14 @@ def cheap_garbage_collection():
     gc.set_threshold(50_000, 20, 50)
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """Initial weights, dropout and the order of the images are the same whatever ran before."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+
+
 _libraries = []  # their operators live as long as they do
 
 

@@ -414,32 +414,27 @@ FIRST = [f for f in FOR_PHONES if f.name in ("vit", "mixer", "mobilevit")]
 
 @pytest.mark.parametrize("family", FIRST, ids=lambda f: f.name)
 def test_no_slower_than_keras_own_export(family, tmp_path):
-    """Interleaved: ours, Keras', ours, Keras' ... each the fastest of a few runs; the median of the ratios.
+    """The ratio of the two files in turns, in processes of their own.
 
-    Other work on the machine moves even that by a few percent, so up to three tries are made. The other families are
-    in benchmarks/litert_graph.py.
+    Where the memory of a process happens to lie is worth more than the 2 percent, so up to five sets of them are tried.
+    The other families are in benchmarks/litert_graph.py.
     """
     if keras.backend.backend() != "tensorflow":
         pytest.skip("Keras' own LiteRT export of these models needs the TensorFlow backend")
     model = randomize(keras_vits.create(family.variant))
-    ours = litert.load(edge.litert.export(model, tmp_path))
+    ours = edge.litert.export(model, tmp_path)
     path = tmp_path / "keras.tflite"
     spec = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")
     model.export(path, format="litert", input_signature=[spec], verbose=False)
-    theirs = litert.Runner(path)
+    theirs = edge.artifact.make(
+        path, format="litert", recipe="float32", model=model.name, input=ours.input, outputs=("output_0",)
+    )
     x = images(model, 1)
-    assert close(ours.run(x)[0], theirs.run(x)[0])
-
-    def fastest(runner):
-        times = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            runner.run(x)
-            times.append(time.perf_counter() - begin)
-        return min(times)
-
-    tries = (np.median([fastest(ours) / fastest(theirs) for _ in range(40)]) for _ in range(3))
-    assert any(ratio <= 1.02 for ratio in tries)
+    assert close(litert.load(ours).run(x)[0], litert.load(theirs).run(x)[0])
+    ratios = []
+    while len(ratios) < 5 and min(ratios, default=np.inf) > 1.02:
+        ratios.append(edge.ratio(*edge.benchmark([ours, theirs], min_seconds=1.0)))
+    assert min(ratios) <= 1.02, ratios
 
 
 # ---- options
@@ -593,7 +588,6 @@ def test_static_int8_against_the_quantizers_own_recipe(tmp_path):
     """ViT-Ti, Keras' initial weights, 8 random calibration images: one partition, and another class of quality."""
     from ai_edge_quantizer import quantizer, recipe
 
-    keras.utils.set_random_seed(0)
     model = keras_vits.create("vit_tiny_patch16_224")
     x = np.random.default_rng(0).uniform(0, 1, (11, 224, 224, 3)).astype("float32")
     f32 = edge.litert.export(model, tmp_path)
