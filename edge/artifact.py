@@ -57,6 +57,8 @@ class Artifact:
         size_bytes: of the file, or of all files in the folder.
         tools: name -> version of what wrote it, and under "backend" the Keras backend it was traced on.
         operations: number of primitive operations in the graph, (before, after) `rewrite`, or `None`.
+        trained_for: fields of a `litert_quantization.Choice`, of a float file whose model was fine-tuned for a static
+            recipe: what that takes instead of calibration images. {} otherwise.
     """
 
     path: pathlib.Path
@@ -72,6 +74,7 @@ class Artifact:
     size_bytes: int
     tools: dict = dataclasses.field(default_factory=dict)
     operations: tuple[int, int] | None = None
+    trained_for: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in self.preprocessing.items()}

@@ -22,7 +22,7 @@ from .artifact import InputSpec
 from .calibration import batches
 from .graph import Node, constant, histogram, make_node, same_padding
 from .litert_metadata import add_labels, metadata
-from .litert_quantization import FEW_CHANNELS, Preparation
+from .litert_quantization import FEW_CHANNELS, Choice, Preparation
 from .recipes import checked_recipe
 from .rewrite import rewrite, with_head, with_layout, with_pixels
 from .trace import trace
@@ -120,6 +120,7 @@ def export(
             head=head,
             tools=tools,
             operations=(traced, len(graph.nodes)),
+            trained_for=dataclasses.asdict(model.trained_for) if getattr(model, "trained_for", None) else {},
         )
 
 
@@ -141,7 +142,8 @@ def quantize(artifact, recipe, calibration=None, folder=None, *, float_layers=()
         recipe: name of one of `recipes.RECIPES`, such as `"dynamic_int8"` or `"static_int8"`.
         calibration: images as the file takes them: an array (N,H,W,C), a data set that yields batches of images or
             (images, labels), or a folder of pictures. Some tens of real images are enough; all are held in memory. A
-            static recipe needs them, and every integer one gets nearer to the float file with them.
+            static recipe needs them, unless `edge.qat` made the model for it and so chose the ranges; every integer one
+            gets nearer to the float file with them.
         folder: where the new file goes; beside the float one by default.
         float_layers: names of layers, or of what they lie in (`"block_3"`), that stay in float.
 
@@ -157,13 +159,17 @@ def quantize(artifact, recipe, calibration=None, folder=None, *, float_layers=()
         raise ValueError(
             f"Only a float32 LiteRT artifact can be quantized; received {artifact.format} {artifact.recipe}."
         )
-    if recipe.needs_calibration and calibration is None:
+    choice = None
+    if calibration is None and artifact.trained_for.get("recipe") == recipe.name:
+        choice = Choice(**artifact.trained_for)
+    if recipe.needs_calibration and calibration is None and choice is None:
         raise ValueError(f"Recipe {recipe.name!r} needs calibration: pass some tens of real images as calibration=...")
     _import("ai_edge_quantizer.quantizer")
     images = None
     if calibration is not None:
         images = list(batches(calibration, artifact.input, artifact.preprocessing, "reading images"))
-    content = Preparation(artifact.path.read_bytes(), recipe, images, of_bytes, float_layers).quantized()
+    prepared = Preparation(artifact.path.read_bytes(), recipe, images, of_bytes, float_layers, choice=choice)
+    content = prepared.quantized()
     mixed = f"_float{len(float_layers)}" if float_layers else ""
     path = pathlib.Path(folder or artifact.path.parent) / f"{artifact.model}_{recipe.name}{mixed}.tflite"
     with artifacts.alone(path.parent):
@@ -173,7 +179,7 @@ def quantize(artifact, recipe, calibration=None, folder=None, *, float_layers=()
             "litert_runtime": runtime,
             "ai_edge_quantizer": importlib.metadata.version("ai-edge-quantizer"),
         }
-        return artifacts.remake(artifact, path, recipe=recipe.name, tools=tools)
+        return artifacts.remake(artifact, path, recipe=recipe.name, tools=tools, trained_for={})
 
 
 def of_bytes(content, keep=False):

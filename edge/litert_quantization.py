@@ -377,6 +377,53 @@ def _is_rounded(file, layer):
 # ---------------------------------------------------------------- the preparation
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the calibration images decide about a file's activations, by the names of tensors.
+
+    Attributes:
+        recipe: name of the static recipe.
+        ranges: tensor -> (low, high) that its 8 or 16 bits stand for.
+        wide: outputs of layers whose activations have 16 bits.
+        operators: outputs of the other operators that compute in integers: of attention, and of SiLU.
+        mean: of pixels 0 to 1, for each channel (C): what the model is given as 0.
+    """
+
+    recipe: str
+    ranges: dict[str, tuple[float, float]]
+    wide: tuple[str, ...]
+    operators: tuple[str, ...]
+    mean: tuple[float, ...]
+
+    def applied(self, file, layers):
+        """(ranges, operators) of `Preparation._activations` for a file; sets the layers whose activations have 16 bits.
+
+        A file that takes pixels has the mean in the bias of its first layer: there it is put as the rounded weights see
+        it, as in the model.
+
+        Raises:
+            ValueError: the file has a layer that is not among them.
+        """
+        ranges = {name: _range(*limits) for name, limits in self.ranges.items()}
+        for layer in layers:
+            if layer.activation_bits and not {file.name(layer.x), file.name(layer.y)} <= self.ranges.keys():
+                raise ValueError(
+                    f"Layer {layer.name!r} was not there when ranges were chosen for this file: it was exported in "
+                    "another form than the model was fine-tuned in. Pass calibration images."
+                )
+            if layer.output in self.wide:
+                layer.config = _changed(layer.config, activation_tensor_config=WIDE)
+            source = file.maker(file.source(layer.x, (*ARRANGING, "SPACE_TO_DEPTH", "PAD", "REVERSE_V2"))[0])
+            if source is not None and file.builtin(source) == "DEQUANTIZE":
+                weight = file.get(layer.weight)
+                lost = (weight - q.round_weight(weight, q.weight_scale(weight, layer.bits), layer.bits)).reshape(
+                    len(weight), -1, len(self.mean)
+                )
+                file.set_bias(layer, file.get(layer.bias) + lost.sum(1) @ np.float32(self.mean))
+                ranges[file.name(layer.x)] = _range(0, 1)
+        return ranges, [op for op in file.main.operators if file.name(op.outputs[0]) in self.operators]
+
+
 class Preparation:
     """A float file and what it computes on the calibration images, ready to be quantized in more than one way.
 
@@ -387,14 +434,15 @@ class Preparation:
         interpreter: (bytes, keep) -> an interpreter, of which `keep` says whether it keeps every tensor.
         float_layers: names of layers, or of what they lie in (`"block_3"`), that stay in float.
         steps: which of `STEPS` are done: smoothing, a choice of ranges, rounding of weights, correction of biases.
+        choice: a `Choice` that was made before, to be followed instead of `images`.
 
     Raises:
         ValueError: a float layer that the file does not have.
     """
 
-    def __init__(self, content, recipe, images, interpreter, float_layers=(), steps=STEPS):
+    def __init__(self, content, recipe, images, interpreter, float_layers=(), steps=STEPS, choice=None):
         self.content, self.recipe, self.interpreter = content, recipe, interpreter
-        self.float_layers, self.steps = tuple(float_layers), steps
+        self.float_layers, self.steps, self.choice = tuple(float_layers), steps, choice
         self.images = images if recipe.is_integer else None
         file = File(content)
         layers = plan(file, recipe, self.float_layers)
@@ -418,26 +466,46 @@ class Preparation:
             method: of `quantization.Histogram.range`; by default, for a static recipe, the one with which the file
                 changes its outputs on the calibration images least, if that is by far: other images have other values.
         """
-        if method is None and self.recipe.needs_calibration and "range" in self.steps:
+        if method is None and self.images is not None and self.recipe.needs_calibration and "range" in self.steps:
             return self._nearest([self.quantized(only, method) for method in q.METHODS])  # of all values first
         file = File(self.content)
         layers = [g for g in plan(file, self.recipe, self.float_layers) if only in (None, g.name)]
-        ranges, entries = None, []
-        if self.images is not None:
-            if self.recipe.wide_below_db is not None:
-                _widen(file, layers, self.seen, self.recipe.wide_below_db)
-            ranges = _activation_ranges(file, layers, self.seen, method or "minmax")
+        if self.images is None and self.choice is None:
+            return _written(self.content, layers and [_entry(file, g.config, g.operator) for g in layers])
+        if self.choice is not None:
+            ranges, operators = self.choice.applied(file, layers)
+        else:
+            ranges, operators = self._activations(file, layers, method or "minmax")
             keys = {file.source(attention.k)[0] for attention in file.attentions()}  # a bias of theirs changes nothing
             for layer in layers:
                 steps = [step for step in self.steps if step != "correct" or layer.y not in keys]
                 _finish_weights(file, layer, self.seen[layer.x], ranges, steps)
-            entries = _silu_entries(file, layers, self.seen, ranges)
-            if self.recipe.attention:
-                entries += _attention_entries(file, layers, self.seen, ranges, method or "minmax")
-        content = self.content if self.images is None else bytes(file.bytes())
-        if not layers:
-            return content
-        return _written(content, [*(_entry(file, g.config, g.operator) for g in layers), *entries], ranges)
+        eight = next((layer.config for layer in layers if layer.activation_bits == 8), None)
+        entries = [_entry(file, layer.config, layer.operator) for layer in layers]
+        return _written(bytes(file.bytes()), entries + [_entry(file, eight, op) for op in operators], ranges)
+
+    def chosen(self, method, mean):
+        """The `Choice` of a static recipe with this method of `quantization.Histogram.range`, for pixels of a mean."""
+        file = File(self.content)
+        layers = plan(file, self.recipe, self.float_layers)
+        ranges, operators = self._activations(file, layers, method)
+        return Choice(
+            recipe=self.recipe.name,
+            ranges={name: (limits["min"].item(), limits["max"].item()) for name, limits in ranges.items()},
+            wide=tuple(layer.output for layer in layers if layer.activation_bits == 16),
+            operators=tuple(file.name(op.outputs[0]) for op in operators),
+            mean=tuple(mean),
+        )
+
+    def _activations(self, file, layers, method):
+        """(name of a tensor -> its range, operators beside the layers that compute in integers)."""
+        if self.recipe.wide_below_db is not None:
+            _widen(file, layers, self.seen, self.recipe.wide_below_db)
+        ranges = _activation_ranges(file, layers, self.seen, method)
+        operators = _silu_operators(file, layers, self.seen, ranges)
+        if self.recipe.attention:
+            operators += _attention_operators(file, layers, self.seen, ranges, method)
+        return ranges, operators
 
     def _nearest(self, contents):
         images = self.images[:COMPARED]
@@ -458,7 +526,9 @@ def outputs(runner, images):
     return np.concatenate(found)
 
 
-def _written(content, entries, ranges):
+def _written(content, entries, ranges=None):
+    if not entries:
+        return content
     from ai_edge_quantizer.quantizer import Quantizer
 
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):  # it has bars of its own
@@ -498,8 +568,8 @@ def _widened(y, product):
     y.update(min=y["min"] * wider, max=y["max"] * wider)
 
 
-def _silu_entries(file, layers, seen, ranges):
-    """Entries for x * sigmoid(x), and a PAD of it, between two layers of 8-bit activations: they round its ends anyway.
+def _silu_operators(file, layers, seen, ranges):
+    """Those of x * sigmoid(x), and of a PAD, between two layers of 8-bit activations: they round its ends anyway.
 
     Where that adds much to the noise of the ends, none: sigmoid has steps of 1 / 256 and ends at 255 / 256.
     """
@@ -511,7 +581,7 @@ def _silu_entries(file, layers, seen, ranges):
         return np.square(q.fake_quantize(x * gate, *ranges[file.name(end)].values()) - y * sigmoid(y)).mean()
 
     eight = [layer for layer in layers if layer.activation_bits == 8]
-    rounded, entries = {layer.x for layer in eight}, []
+    rounded, operators = {layer.x for layer in eight}, []
     for layer in eight:
         readers = sorted(file.readers(layer.y), key=file.builtin)
         if [file.builtin(op) for op in readers] != ["LOGISTIC", "MUL"] or file.is_output(layer.y):
@@ -523,23 +593,22 @@ def _silu_entries(file, layers, seen, ranges):
         ends = all(any(op is g.operator for g in eight) for op in file.readers(end)) and not file.is_output(end)
         silu = set(readers[1].inputs) == {layer.y, gate} and len(file.readers(gate)) == 1
         if end in rounded and ends and silu and noise(layer, end, True) < GATED * noise(layer, end, False):
-            ranges[file.name(gate)] = {"min": np.float32([[0]]), "max": np.float32([[1]])}
+            ranges[file.name(gate)] = _range(0, 1)
             ranges[file.name(product)] = ranges[file.name(end)]
-            entries += [_entry(file, layer.config, op) for op in readers]
-    return entries
+            operators += readers
+    return operators
 
 
-def _attention_entries(file, layers, seen, ranges, method):
-    """Entries for attention's two products, and for what arranges their operands, where its values come in 8 bits.
+def _attention_operators(file, layers, seen, ranges, method):
+    """Attention's two products, and what arranges their operands, where its values come in 8 bits.
 
     Where that leaves little of its outputs' signal over the noise, none.
     """
-    eight, entries = {layer.y: layer.config for layer in layers if layer.activation_bits == 8}, []
+    eight, found = {layer.y for layer in layers if layer.activation_bits == 8}, []
     for attention in file.attentions():
         operands = {tensor: file.source(tensor) for tensor in (attention.q, attention.k, attention.v)}
         sources = {source for source, _ in operands.values()}
-        config = eight.get(operands[attention.v][0])
-        if config is None or len(sources) < 3:
+        if operands[attention.v][0] not in eight or len(sources) < 3:
             continue
         new, operators = {}, [attention.scores, attention.product]  # tensor -> range, of those that are 8 bits then
         for tensor, (source, steps) in operands.items():
@@ -557,8 +626,8 @@ def _attention_entries(file, layers, seen, ranges, method):
         new |= {int(op.outputs[0]): new[attention.y] for op in after}
         if _attention_db(attention, seen, new) >= ENOUGH_DB:
             ranges |= {file.name(tensor): limits for tensor, limits in new.items()}
-            entries += [_entry(file, config, op) for op in (*operators, *after)]
-    return entries
+            found += [*operators, *after]
+    return found
 
 
 def _around_zero(limits):

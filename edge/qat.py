@@ -2,9 +2,10 @@
 
 In the forward pass each dense layer and convolution computes as in the file: its kernel is rounded to the recipe's
 integers, on the same grid and with the same ties, after the gains of the norm before it have been folded in as
-`rewrite` folds them, and its inputs are rounded as the runtime rounds them. The backward pass sees no rounding
-(straight-through estimator, arXiv 1308.3432). Variables are the float ones, under the same paths: what is saved or
-exported is the plain model, and quantizing that gives the file that was trained for.
+`rewrite` folds them, and its inputs are rounded as the runtime rounds them. A static recipe's file rounds the outputs,
+too, attention's operands and results, and the gate of SiLU. The backward pass sees no rounding (straight-through
+estimator, arXiv 1308.3432). Variables are the float ones, under the same paths: what is saved or exported is the plain
+model, and quantizing that gives the file that was trained for.
 """
 
 import dataclasses
@@ -12,33 +13,36 @@ import math
 from collections.abc import Callable
 
 import keras
+import numpy as np
 from keras import layers, ops
 
+from keras_vits.layers.attention import MultiHeadAttention
 from keras_vits.model import VisionModel
 
 from . import litert
 from .artifact import InputSpec
 from .calibration import batches
-from .litert_quantization import File, observe, plan
+from .litert_quantization import File, Preparation, plan
 from .recipes import checked_recipe
 from .rewrite import is_constant, rewrite
 from .trace import trace
 
 SMALLEST_GAIN = 1e-6  # of a norm, to divide by
+HOPS = 3  # layers of the model, at most, that are one in the file: a convolution, its norm and a scale
 
 
 def qat(model, recipe, calibration=None):
     """A copy of a model to fine-tune for a recipe, in a few epochs at a tenth of the usual learning rate.
 
     It computes what the quantized file will, in training and out of it, and is otherwise the same: `fit` trains it,
-    `save` writes the plain model, `litert.export` a float32 file. `litert.quantize` that one with the same recipe, and
-    without calibration images unless the recipe is static: with them it would round the weights in another way.
+    `save` writes the plain model, `litert.export` a float32 file. `litert.quantize` that one with the same recipe and
+    without calibration images: with them it would round in another way.
 
     Args:
         model: a `VisionModel`, usually a trained one; it stays as it is, and adapters are merged in the copy.
         recipe: name of a LiteRT recipe of integers, such as `"weight_int4"`.
-        calibration: images as `litert.quantize` takes them, for a static recipe alone: the ranges of the layers' inputs
-            are chosen on them and stay. Call `qat` again to choose them anew.
+        calibration: images as `litert.quantize` takes them, for a static recipe alone: the ranges of activations are
+            chosen on them and stay, in this model and in what is exported of it. Call `qat` again to choose them anew.
 
     Returns:
         A `VisionModel` of the same class and configuration, from images (B,H,W,C) to logits (B,K). It is not compiled.
@@ -58,30 +62,108 @@ def qat(model, recipe, calibration=None):
     model = model.merge_lora()
     traced = trace(model)
     written = rewrite(traced)
-    file = File(litert.write(written))
+    content = bytes(litert.write(written))
+    file, limits = File(content), {}
+    named = {layer.path: layer for layer in model._flatten_layers()}
     planned = plan(file, recipe)
-    ranges = _ranges(model, traced.inputs[0], file, planned, calibration) if recipe.needs_calibration else {}
+    if recipe.needs_calibration:
+        image = traced.inputs[0]
+        spec = InputSpec(name=image.name, shape=image.shape, dtype=image.dtype)
+        images = list(batches(calibration, spec, dataclasses.asdict(model.preprocessing), "reading images"))
+        prepared = Preparation(content, recipe, images, litert.of_bytes, steps=())
+        model.trained_for = prepared.chosen("mse", np.resize(model.preprocessing.mean, image.shape[-1]).tolist())
+        limits = model.trained_for.ranges
+        _round_activations(named, traced, file, planned, model.trained_for, images[0])
     gains = _gains(model, traced, written)
-    planned = {layer.name: layer for layer in planned}  # a projection that was split has the same settings in each part
-    for layer in model._flatten_layers():
-        path = layer.kernel.path.removesuffix("/kernel") if isinstance(layer, tuple(ROUNDED)) else None
-        if path in planned:
-            found = planned[path]
-            inputs = "each" if found.dynamic else ranges.get(found.x)
+    for found in planned:  # a projection that was split has the same settings in each part
+        layer = named.get(found.name)
+        if isinstance(layer, tuple(ROUNDED)) and not hasattr(layer, "rounding"):
+            wide = found.output in model.trained_for.wide if recipe.needs_calibration else False
+            inputs = "each" if found.dynamic else None if wide else limits.get(file.name(found.x))
             pixels = tuple(file.main.tensors[found.weight].shape)[1:3]
-            patches = isinstance(layer, layers.Conv2D) and found.kind == "CONV_2D" and pixels != layer.kernel_size
-            layer.rounding = Rounding(found.bits, inputs, *gains.get(path, (None, None)), patches)
+            patches = isinstance(layer, keras.layers.Conv2D) and found.kind == "CONV_2D" and pixels != layer.kernel_size
+            layer.rounding = Rounding(found.bits, inputs, *gains.get(found.name, (None, None)), patches)
             layer.__class__ = _rounded(type(layer))
     return model
 
 
-def _ranges(model, image, file, planned, calibration):
-    """Number of the file's tensor -> (low, high), for the inputs of layers with 8-bit activations."""
-    spec = InputSpec(name=image.name, shape=image.shape, dtype=image.dtype)
-    images = list(batches(calibration, spec, dataclasses.asdict(model.preprocessing), "reading images"))
-    planned = [layer for layer in planned if layer.activation_bits]
-    seen = observe(file, planned, images, litert.of_bytes)
-    return {layer.x: tuple(map(float, seen[layer.x].histogram.range("mse"))) for layer in planned}
+def _round_activations(layers, traced, file, planned, choice, image):
+    """Lets layers round their outputs, attention its operands and results, and SiLU its gate, as the file does.
+
+    Args:
+        layers: path -> layer of the model.
+        traced: its `Graph`, not rewritten.
+        file, planned: the `File` and the layers of it that are quantized.
+        choice: a `Choice`.
+        image: a batch as the file takes it.
+    """
+    for name in choice.operators:
+        layer = layers.get(name.rpartition("/")[0])
+        if getattr(layer, "act", None) is keras.activations.silu:
+            layer.act = rounded_silu
+    made = {layer.y: layer for layer in planned if layer.activation_bits and layer.output not in choice.wide}
+    for attention in file.attentions():
+        sources = [file.source(tensor)[0] for tensor in (attention.q, attention.k, attention.v)]
+        maker = made.get(sources[2])
+        layer = maker and layers.get(maker.name.rpartition("/")[0])
+        if not isinstance(layer, MultiHeadAttention):
+            continue
+        limits = [choice.ranges.get(file.name(source)) if source in made else None for source in sources]
+        inside = [None] * 3
+        if file.name(attention.y) in choice.operators:
+            limits = [choice.ranges[file.name(tensor)] for tensor in (attention.q, attention.k, attention.v)]
+            inside = [choice.ranges[file.name(tensor)] for tensor in (attention.s, attention.p, attention.y)]
+        layer.attending = Attending(*limits, *inside, sources[1] in made and made[sources[1]].bias < 0)
+        layer.__class__ = type(type(layer).__name__, (RoundedAttention, type(layer)), {})
+        for source in () if layer.qk_norm else sources:  # after a norm they are not what the projection gives
+            made.pop(source, None)
+    for path, limits in _outputs(layers, traced, file, made.values(), choice, image).items():
+        layer = layers[path]
+        layer.outputs = limits
+        layer.__class__ = type(type(layer).__name__, (RoundedOutputs, type(layer)), {})
+
+
+def _outputs(layers, traced, file, made, choice, image):
+    """Path of a layer -> (low, high) of its outputs, numbers or arrays (O): where the model has what the file rounds.
+
+    That is not always what the file's layer is named after: a norm or a scale that comes next is in its weights. Equal
+    values on an image tell.
+    """
+    runner, model = litert.of_bytes(bytes(file.bytes()), keep=True), {}
+    runner.set_tensor(runner.get_input_details()[0]["index"], image)
+    runner.invoke()
+    traced(image, trace=model)
+    ends, readers = {node.layer: node.output for node in traced.nodes}, traced.consumers()
+    found, parts = {}, {}
+    for layer in made:
+        parts.setdefault(layer.name, []).append((runner.get_tensor(layer.y), choice.ranges[file.name(layer.y)]))
+    for name, rounded in parts.items():
+        path = name
+        for _ in range(HOPS):
+            limits = _limits(model[ends[path].name], rounded)
+            if limits is not None and path in layers:
+                found.pop(name, None)
+                found[path] = limits
+                name = path
+            following = {node.layer for node in readers.get(ends[path], ())}
+            if len(following) != 1 or not (path := following.pop()) or path not in ends:
+                break
+    return found
+
+
+def _limits(y, parts):
+    """(low, high) of the values y (...,O) of a layer, from those of the file's tensors that make it up, or `None`."""
+    y = y.reshape(-1, y.shape[-1])
+    low, high = np.full((2, y.shape[-1]), np.nan, np.float32)
+    for part, limits in parts:
+        part = part.reshape(-1, part.shape[-1])
+        width, slack = part.shape[-1], 1e-3 * np.abs(part).max()
+        starts = range(y.shape[-1] - width + 1) if len(part) == len(y) else ()
+        at = next((i for i in starts if np.abs(y[:, i : i + width] - part).max() <= slack), None)
+        if at is None:
+            return None
+        low[at : at + width], high[at : at + width] = limits
+    return None if np.isnan(low).any() else (low, high)
 
 
 def _gains(model, traced, written):
@@ -155,15 +237,18 @@ class Rounding:
             axes: of the kernel that one scale holds for; all but the last by default.
             windows: whether an output needs more, or less, than each pixel: XNNPACK makes a matrix product of the rest.
         """
-        dtype, x, offset = x.dtype, ops.cast(x, "float32"), None
+        dtype, x, offset = x.dtype, ops.cast(x, "float32"), self.offset(kernel, axes)
         if self.gain is not None:
-            if self.shift is not None:
-                shift = _fixed(self.shift)
-                x, offset = x - shift, ops.sum(ops.cast(kernel, "float32") * shift[:, None], axes or _inputs(kernel))
-            x = x / self._gain()
+            x = (x if self.shift is None else x - _fixed(self.shift)) / self._gain()
         x = self._rounded(x, tuple(range(1, len(x.shape))) if windows else -1)
         y = linear(ops.cast(x, dtype), ops.cast(self.weights(kernel, axes), dtype))
         return y if offset is None else y + ops.cast(offset, dtype)
+
+    def offset(self, kernel, axes=None):
+        """What the norm's offsets add to the outputs (O), or `None`."""
+        if self.shift is None:
+            return None
+        return ops.sum(ops.cast(kernel, "float32") * _fixed(self.shift)[:, None], axes or _inputs(kernel))
 
     def weights(self, kernel, axes=None):
         """The kernel as the file has it, gains of the norm included."""
@@ -179,12 +264,47 @@ class Rounding:
     def _rounded(self, x, axes):
         if self.inputs is None:
             return x
-        if self.inputs == "each":
-            low, high = (f(ops.stop_gradient(x), axes, keepdims=True) for f in (ops.min, ops.max))
-        else:
-            low, high = self.inputs
-            x = ops.clip(x, low, high)
+        if self.inputs != "each":
+            return within(x, self.inputs)
+        low, high = (f(ops.stop_gradient(x), axes, keepdims=True) for f in (ops.min, ops.max))
         return straight_through(fake_quantize(x, low, high), x)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Attending:
+    """How attention computes in the file: (low, high) of 8 bits, or `None` for what stays in float.
+
+    Attributes:
+        q, k, v: of queries, keys and values.
+        scores, shares, outputs: of the first product, of softmax and of the second product.
+        unbiased: whether the file's keys lack their bias, which adds the same number to all scores of a query.
+    """
+
+    q: tuple[float, float] | None
+    k: tuple[float, float] | None
+    v: tuple[float, float] | None
+    scores: tuple[float, float] | None
+    shares: tuple[float, float] | None
+    outputs: tuple[float, float] | None
+    unbiased: bool
+
+    def __call__(self, q, k, v, bias=None):
+        """softmax(q k' / sqrt(d)) v.
+
+        Args:
+            q, k, v: (B,N,heads,d).
+            bias: (3 heads d) of the projection that computes them.
+        """
+        heads, size = q.shape[2:]
+        q = q * size**-0.5
+        if bias is not None:
+            k = k - ops.cast(ops.reshape(bias, (3, heads, size))[1], k.dtype)
+        q, k, v = (
+            ops.transpose(within(x, limits), (0, 2, 1, 3)) for x, limits in ((q, self.q), (k, self.k), (v, self.v))
+        )
+        scores = within(ops.matmul(q, ops.transpose(k, (0, 1, 3, 2))), self.scores)
+        shares = within(ops.softmax(scores, -1), self.shares)
+        return ops.transpose(within(ops.matmul(shares, v), self.outputs), (0, 2, 1, 3))
 
 
 def _inputs(kernel):
@@ -200,6 +320,22 @@ def _fixed(variable):
 def straight_through(rounded, x):
     """The value of the one, exactly, with the gradient of the other."""
     return ops.stop_gradient(rounded) + (x - ops.stop_gradient(x))
+
+
+def within(x, limits):
+    """x in the 256 values between fixed limits (low, high); as it is where they are `None`."""
+    if limits is None:
+        return x
+    clipped = ops.clip(ops.cast(x, "float32"), *limits)
+    return ops.cast(straight_through(fake_quantize(clipped, *limits), clipped), x.dtype)
+
+
+def rounded_silu(x):
+    """x sigmoid(x) with a sigmoid of 256 values, as the file has it between two layers; the layers round its ends."""
+    if isinstance(x, keras.KerasTensor):
+        return keras.activations.silu(x)
+    gate = ops.sigmoid(x)
+    return x * straight_through(ops.minimum(ops.round(gate * 256), 255) / 256, gate)
 
 
 def round_weight(kernel, bits, axes):
@@ -227,6 +363,23 @@ class RoundedDense(layers.Dense):
         if isinstance(x, keras.KerasTensor):
             return super().call(x)
         return _finished(self, self.rounding(ops.matmul, x, self.kernel))
+
+
+class RoundedOutputs:
+    """A layer, or a norm or scale after it, whose outputs are 8 bits in the file; `outputs` are their limits."""
+
+    def call(self, *args, **kwargs):
+        y = super().call(*args, **kwargs)
+        return y if isinstance(y, keras.KerasTensor) else within(y, self.outputs)
+
+
+class RoundedAttention:
+    """A `MultiHeadAttention` as the file computes it; `attending` says how."""
+
+    def attend(self, q, k, v):
+        if isinstance(q, keras.KerasTensor):
+            return super().attend(q, k, v)
+        return self.attending(q, k, v, _bias(self.qkv) if self.attending.unbiased else None)
 
 
 class RoundedConv2D(layers.Conv2D):
@@ -260,6 +413,13 @@ ROUNDED = {
     layers.Conv2D: RoundedConv2D,
     layers.DepthwiseConv2D: RoundedDepthwiseConv2D,
 }
+
+
+def _bias(layer):
+    """All that a rounded dense layer adds to its product (O), or `None`."""
+    parts = [layer.rounding.offset(layer.kernel), layer.bias]
+    parts = [ops.cast(part, "float32") for part in parts if part is not None]
+    return sum(parts[1:], parts[0]) if parts else None
 
 
 def _finished(layer, y):

@@ -49,5 +49,8 @@ class MultiHeadAttention(SameShape):
         )
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        x = ops.dot_product_attention(q, k, v)
-        return self.drop(self.out(ops.reshape(x, (-1, tokens, width))))
+        return self.drop(self.out(ops.reshape(self.attend(q, k, v), (-1, tokens, width))))
+
+    def attend(self, q, k, v):
+        """softmax(q k' / sqrt(d)) v of queries, keys and values (B,N,heads,d)."""
+        return ops.dot_product_attention(q, k, v)

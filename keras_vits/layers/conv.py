@@ -20,7 +20,7 @@ class ConvNorm(layers.Layer):
 
     def __init__(self, width, kernel_size=1, strides=1, activation="silu", **kwargs):
         super().__init__(**kwargs)
-        self.activation = activation
+        self.activation, self.act = activation, activations.get(activation)
         self.border = kernel_size // 2 if strides > 1 else 0
         options = dict(
             strides=strides,
@@ -49,7 +49,7 @@ class ConvNorm(layers.Layer):
     def call(self, x):
         if self.border:
             x = ops.pad(x, ((0, 0), (self.border, self.border), (self.border, self.border), (0, 0)))
-        return activations.get(self.activation)(self.bn(self.conv(x)))
+        return self.act(self.bn(self.conv(x)))
 
 
 class InvertedResidual(layers.Layer):

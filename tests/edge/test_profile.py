@@ -102,7 +102,7 @@ def test_time_is_where_the_work_is(measured):
 
 @pytest.mark.parametrize("heavy", [0, 2])
 def test_a_heavier_block_shows(tmp_path, heavy):
-    blocks = [layers.Mlp(2048 if i == heavy else 128, name=f"block_{i}") for i in range(4)]
+    blocks = [layers.Mlp(8192 if i == heavy else 128, name=f"block_{i}") for i in range(4)]
     times = profile(chain(tmp_path, blocks, "chain"), runs=RUNS).by_layer(depth=1)
     assert list(times) == [f"block_{i}" for i in range(4)]
     others = [ms for name, ms in times.items() if name != f"block_{heavy}"]
@@ -114,7 +114,7 @@ def test_what_the_delegate_leaves_alone(tmp_path):
     image = keras.Input((14, 14, 64))
     take = lambda name: keras.layers.Lambda(lambda x: keras.ops.take(x, np.arange(13, -1, -1), axis=1), name=name)
     x = take("first_take")(layers.Mlp(64, name="before")(image))
-    x = take("second_take")(layers.Mlp(1024, name="between")(x))
+    x = take("second_take")(layers.Mlp(4096, name="between")(x))
     y = layers.Mlp(64, name="beside")(image)
     file = edge.litert.export(keras.Model(image, keras.layers.Add(name="sum")([x, y]), name="taken"), tmp_path)
     assert edge.litert.load(file).partitions() == 3

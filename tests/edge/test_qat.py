@@ -1,5 +1,6 @@
 """Quantization-aware fine-tuning: the model rounds as its file does, trains through it, and wins back what was lost."""
 
+import dataclasses
 import itertools
 
 import families
@@ -11,8 +12,9 @@ from families import FAMILIES, randomize
 import keras_vits
 from keras_vits import edge
 from keras_vits.edge import litert, qat
-from keras_vits.edge.litert_quantization import File
+from keras_vits.edge.litert_quantization import File, outputs
 from keras_vits.edge.qat import RoundedDense, Rounding
+from keras_vits.edge.recipes import RECIPES
 from keras_vits.training import data, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:The calibration images")
@@ -101,20 +103,77 @@ def images_of(model, count):
     return families.images(model, count, seed=2)
 
 
-@pytest.mark.parametrize("recipe", ["static_int8", "static_int8_int16"])
-def test_a_static_recipe_rounds_the_inputs_too(recipe, tmp_path):
+def reference(artifact, x):
+    """Logits by LiteRT's reference kernels, which round the last bit otherwise than XNNPACK here and there."""
+    return outputs(litert.of_bytes(artifact.path.read_bytes(), keep=True), [image[None] for image in x])
+
+
+STATIC = [pytest.param(f, marks=() if f.variant in EVERYWHERE else pytest.mark.once, id=f.variant) for f in FAMILIES]
+
+
+@pytest.mark.parametrize("family", STATIC)
+def test_outputs_are_a_static_files(family, tmp_path):
+    """As near to the file as LiteRT's own two sets of kernels are to each other."""
+    plain = family.create()
+    x = images_of(plain, 16)
+    model = qat(plain, "static_int8", calibration=x)
+    float32 = litert.export(model, tmp_path)
+    quantized = litert.quantize(edge.artifact.load(float32.path), "static_int8")
+    assert not quantized.trained_for
+    file, found = litert.load(quantized).predict(x), model.predict(x, verbose=0)
+    assert sqnr_db(found, file) > sqnr_db(reference(quantized, x), file) - 3
+    assert sqnr_db(found, plain.predict(x, verbose=0)) < 50
+    assert edge.verify(quantized, against=model, images=x).partitions == 1
+
+
+@pytest.mark.parametrize("changes", [dict(qk_norm=True), dict(layer_scale=0.5), dict(qkv_bias=False)], ids=str)
+@pytest.mark.once
+def test_every_attention_is_the_static_files(changes, tmp_path):
+    plain = randomize(small_vit(**changes))
+    x = images_of(plain, 16)
+    model = qat(plain, "static_int8", calibration=x)
+    quantized = litert.quantize(litert.export(model, tmp_path), "static_int8")
+    file, before = litert.load(quantized).predict(x), plain.predict(x, verbose=0)
+    assert sqnr_db(model.predict(x, verbose=0), file) > max(30, sqnr_db(before, file) + 1)
+    attentions = [layer.attending for layer in model._flatten_layers() if hasattr(layer, "attending")]
+    assert len(attentions) == 2 and all(a.shares[0] == 0 < a.shares[1] <= 1 for a in attentions)
+
+
+@pytest.mark.parametrize("below_db", [37.0, 200.0])  # the second: all of them
+def test_activations_of_16_bits_are_not_rounded(below_db, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPES["static_int8_int16"], wide_below_db=below_db)
+    monkeypatch.setitem(RECIPES, recipe.name, recipe)
     plain = randomize(small_vit())
     x = images_of(plain, 16)
-    model = qat(plain, recipe, calibration=x)
-    fixed = {layer.path: layer.rounding.inputs for layer in model._flatten_layers() if hasattr(layer, "rounding")}
-    each = {path for path, inputs in fixed.items() if inputs == "each"}
-    assert {path.split("/", 1)[-1] for path in each} == (
-        {"head", "attention/out"} if recipe == "static_int8" else {"head"}
+    model = qat(plain, recipe.name, calibration=x)
+    inputs = {layer.path: layer.rounding.inputs for layer in model._flatten_layers() if hasattr(layer, "rounding")}
+    wide = {name.rpartition("/")[0] for name in model.trained_for.wide}
+    assert {"block_0/attention/out", "block_1/attention/out"} <= wide < inputs.keys()
+    assert all((inputs[path] is None) == (path in wide) for path in inputs)
+    quantized = litert.quantize(litert.export(model, tmp_path), recipe.name)
+    file = litert.load(quantized).predict(x)
+    assert sqnr_db(model.predict(x, verbose=0), file) > (
+        55 if below_db > 100 else sqnr_db(reference(quantized, x), file) - 3
     )
-    assert all(low < 0 < high for low, high in (fixed[path] for path in fixed.keys() - each))
-    file = litert.load(litert.quantize(litert.export(model, tmp_path), recipe, x)).predict(x)
-    found, before = model.predict(x, verbose=0), plain.predict(x, verbose=0)
-    assert sqnr_db(found, before) < 45 and sqnr_db(found, file) > 25
+
+
+@pytest.mark.once
+def test_what_it_was_trained_for_is_in_every_form_of_the_file(tmp_path):
+    plain = randomize(small_vit())
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype="uint8").repeat(8, 1).repeat(8, 2)
+    x = plain.preprocessing.normalize(pixels)
+    model = qat(plain, "static_int8", calibration=x)
+    expected = model.predict(x, verbose=0)
+    for i, form in enumerate((dict(batch=2), dict(layout="nchw"), dict(features=["pool"]), dict(uint8_input=True))):
+        float32 = litert.export(model, tmp_path, name=f"form{i}", **form)
+        quantized = litert.quantize(float32, "static_int8")
+        found = litert.load(quantized).predict(pixels if "uint8_input" in form else x)
+        assert sqnr_db(found, expected) > 28, form  # what takes pixels does not round them
+    with pytest.raises(ValueError, match="needs calibration"):
+        litert.quantize(float32, "static_int8_int16")
+    with pytest.raises(ValueError, match="another form"):
+        changed = {**float32.trained_for, "ranges": {}}
+        litert.quantize(edge.artifact.remake(float32, float32.path, trained_for=changed), "static_int8")
 
 
 def test_gradients_pass_the_rounding():

@@ -334,7 +334,7 @@ def test_silu_between_layers_of_integers_is_integers(mobilevit, tmp_path, monkey
     whole = {name for name, dtype in gates.items() if dtype is np.int8}
     assert {"stage_1_block_0/expand/sigmoid", "stage_2_block_1/layer_0/mlp/sigmoid"} <= whole
     assert {"stem/sigmoid", "final_conv/sigmoid"} <= gates.keys() - whole
-    monkeypatch.setattr(litert_quantization, "_silu_entries", lambda *_: [])
+    monkeypatch.setattr(litert_quantization, "_silu_operators", lambda *_: [])
     islands = edge.litert.quantize(f32, "static_int8", x, tmp_path / "islands")
     checks = [edge.verify(a, against=model, images=x) for a in (artifact, islands)]
     assert checks[0].partitions == 1
