@@ -23,7 +23,7 @@ from .calibration import batches
 from .coreml_graph import default_layout, neural_engine
 from .graph import constant, make_node
 from .mlprogram import Program, coremltools
-from .recipes import checked_recipe
+from .recipes import check_calibrated, checked_recipe
 from .rewrite import rewrite, with_head, with_input
 
 PRECISIONS = ("float16", "float32")
@@ -833,7 +833,7 @@ def quantize(artifact, recipe, calibration=None):
             does not fit, or a folder that cannot be written.
         ImportError: coremltools is not installed.
     """
-    needs_calibration = checked_recipe(recipe, "coreml").needs_calibration
+    checked = checked_recipe(recipe, "coreml")
     if recipe in PRECISIONS:
         raise ValueError(
             f"{recipe} is a precision that a Core ML file is exported with: coreml.export(precision={recipe!r})."
@@ -843,13 +843,12 @@ def quantize(artifact, recipe, calibration=None):
             f"Only an exported Core ML model can be quantized; received {artifact.format} {artifact.recipe}. "
             "Use coreml.export first."
         )
-    if needs_calibration and calibration is None:
-        raise ValueError(f"Recipe {recipe!r} needs calibration: pass some tens of real images as calibration=...")
-    if needs_calibration and artifact.recipe != "float16":
+    check_calibrated(checked, calibration)
+    if checked.needs_calibration and artifact.recipe != "float16":
         raise ValueError(f"Recipe {recipe!r} needs a float16 file; received a {artifact.recipe} one.")
     ct = coremltools()
     program = Program(artifact.path)  # a damaged package ends here, with one clear line
-    ranges = program.ranges(_images(artifact, calibration)) if needs_calibration else {}
+    ranges = program.ranges(_images(artifact, calibration)) if checked.needs_calibration else {}
     with _lock, _silence():
         model = ct.models.MLModel(str(artifact.path), skip_model_load=True)
         compressed = COMPRESSORS[recipe](model, ranges)

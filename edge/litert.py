@@ -23,7 +23,7 @@ from .calibration import batches
 from .graph import Node, constant, histogram, make_node, same_padding
 from .litert_metadata import add_labels, metadata
 from .litert_quantization import FEW_CHANNELS, Choice, Preparation
-from .recipes import checked_recipe
+from .recipes import check_calibrated, checked_recipe
 from .rewrite import rewrite, with_head, with_layout, with_pixels
 from .trace import trace
 
@@ -162,8 +162,8 @@ def quantize(artifact, recipe, calibration=None, folder=None, *, float_layers=()
     choice = None
     if calibration is None and artifact.trained_for.get("recipe") == recipe.name:
         choice = Choice(**artifact.trained_for)
-    if recipe.needs_calibration and calibration is None and choice is None:
-        raise ValueError(f"Recipe {recipe.name!r} needs calibration: pass some tens of real images as calibration=...")
+    if choice is None:
+        check_calibrated(recipe, calibration)
     _import("ai_edge_quantizer.quantizer")
     images = None
     if calibration is not None:

@@ -415,12 +415,11 @@ class Choice:
                 layer.config = _changed(layer.config, activation_tensor_config=WIDE)
             source = file.maker(file.source(layer.x, (*ARRANGING, "SPACE_TO_DEPTH", "PAD", "REVERSE_V2"))[0])
             if source is not None and file.builtin(source) == "DEQUANTIZE":
-                weight = file.get(layer.weight)
-                lost = (weight - q.round_weight(weight, q.weight_scale(weight, layer.bits), layer.bits)).reshape(
-                    len(weight), -1, len(self.mean)
-                )
-                file.set_bias(layer, file.get(layer.bias) + lost.sum(1) @ np.float32(self.mean))
                 ranges[file.name(layer.x)] = _range(0, 1)
+                weight = file.get(layer.weight)
+                lost = weight - q.round_weight(weight, q.weight_scale(weight, layer.bits), layer.bits)
+                error = lost.reshape(len(weight), -1, len(self.mean)).sum(1) @ np.float32(self.mean)
+                file.set_bias(layer, error + (file.get(layer.bias) if layer.bias >= 0 else 0))
         return ranges, [op for op in file.main.operators if file.name(op.outputs[0]) in self.operators]
 
 

@@ -23,7 +23,7 @@ from . import litert
 from .artifact import InputSpec
 from .calibration import batches
 from .litert_quantization import File, Preparation, plan
-from .recipes import checked_recipe
+from .recipes import check_calibrated, checked_recipe
 from .rewrite import is_constant, rewrite
 from .trace import trace
 
@@ -55,8 +55,7 @@ def qat(model, recipe, calibration=None):
     recipe = checked_recipe(recipe, "litert")
     if not recipe.is_integer:
         raise ValueError(f"Recipe {recipe.name!r} rounds no layer to integers: choose 'weight_int4', for example.")
-    if recipe.needs_calibration and calibration is None:
-        raise ValueError(f"Recipe {recipe.name!r} needs calibration: pass some tens of real images as calibration=...")
+    check_calibrated(recipe, calibration)
     if not isinstance(model, VisionModel):
         raise ValueError(f"Only a VisionModel can be fine-tuned for a recipe; received {type(model).__name__}.")
     model = model.merge_lora()
@@ -73,13 +72,13 @@ def qat(model, recipe, calibration=None):
         prepared = Preparation(content, recipe, images, litert.of_bytes, steps=())
         model.trained_for = prepared.chosen("mse", np.resize(model.preprocessing.mean, image.shape[-1]).tolist())
         limits = model.trained_for.ranges
+        model.trained_for.applied(file, planned)  # tells the layers whose activations have 16 bits
         _round_activations(named, traced, file, planned, model.trained_for, images[0])
     gains = _gains(model, traced, written)
     for found in planned:  # a projection that was split has the same settings in each part
         layer = named.get(found.name)
         if isinstance(layer, tuple(ROUNDED)) and not hasattr(layer, "rounding"):
-            wide = found.output in model.trained_for.wide if recipe.needs_calibration else False
-            inputs = "each" if found.dynamic else None if wide else limits.get(file.name(found.x))
+            inputs = "each" if found.dynamic else limits[file.name(found.x)] if found.activation_bits == 8 else None
             pixels = tuple(file.main.tensors[found.weight].shape)[1:3]
             patches = isinstance(layer, keras.layers.Conv2D) and found.kind == "CONV_2D" and pixels != layer.kernel_size
             layer.rounding = Rounding(found.bits, inputs, *gains.get(found.name, (None, None)), patches)
@@ -101,7 +100,7 @@ def _round_activations(layers, traced, file, planned, choice, image):
         layer = layers.get(name.rpartition("/")[0])
         if getattr(layer, "act", None) is keras.activations.silu:
             layer.act = rounded_silu
-    made = {layer.y: layer for layer in planned if layer.activation_bits and layer.output not in choice.wide}
+    made = {layer.y: layer for layer in planned if layer.activation_bits == 8}
     for attention in file.attentions():
         sources = [file.source(tensor)[0] for tensor in (attention.q, attention.k, attention.v)]
         maker = made.get(sources[2])
@@ -137,17 +136,16 @@ def _outputs(layers, traced, file, made, choice, image):
     found, parts = {}, {}
     for layer in made:
         parts.setdefault(layer.name, []).append((runner.get_tensor(layer.y), choice.ranges[file.name(layer.y)]))
-    for name, rounded in parts.items():
-        path = name
+    for path, rounded in parts.items():
+        place = None
         for _ in range(HOPS):
-            limits = _limits(model[ends[path].name], rounded)
-            if limits is not None and path in layers:
-                found.pop(name, None)
-                found[path] = limits
-                name = path
-            following = {node.layer for node in readers.get(ends[path], ())}
-            if len(following) != 1 or not (path := following.pop()) or path not in ends:
+            if path not in ends:
                 break
+            limits = _limits(model[ends[path].name], rounded)
+            place = (path, limits) if limits is not None and path in layers else place
+            following = {node.layer for node in readers.get(ends[path], ())}
+            path = following.pop() if len(following) == 1 else None
+        found |= [place] if place else []
     return found
 
 

@@ -137,3 +137,12 @@ def checked_recipe(name, format):
     if name not in fitting:
         raise ValueError(f"No {format} recipe {name!r}. There are: {', '.join(fitting)}.")
     return RECIPES[name]
+
+
+def check_calibrated(recipe, calibration):
+    """Raises a `ValueError` if the Recipe needs images and there are none."""
+    if recipe.needs_calibration and calibration is None:
+        raise ValueError(
+            f"Recipe {recipe.name!r} needs calibration: pass some tens of real images, as calibration=... in Python or "
+            "as --calibration on the command line."
+        )
