@@ -21,8 +21,9 @@ from .recipes import AS_THEY_COME, WIDE, exactly
 
 ROWS = 1024  # of a tensor's tokens or pixels, over all images, in the sample that scales are chosen on
 # A scale costs a multiplication. It is put in where a layer's outputs have less signal than this over the noise that
-# 8 bits add there, and where it takes away half of it. Attention is computed in 8 bits where its outputs have as much,
-# and a range leaves out values that were seen where that takes away half of the whole file's noise.
+# 8 bits add there and where it takes away half of it, if all scales together take away half of the whole file's noise.
+# Attention is computed in 8 bits where its outputs have as much, and a range leaves out values that were seen where
+# that takes away half of the whole file's noise.
 ENOUGH_DB, WORTH = 35.0, 0.5
 RESCALED = 128  # scale of input times weight over that of the output: XNNPACK refuses 256, and its refusal may crash
 GATED = 1.25  # noise that sigmoid in 8 bits may make of that of the rounding before and after x * sigmoid(x)
@@ -450,8 +451,12 @@ class Preparation:
         look = lambda: observe(file, layers, images, interpreter, file.attentions() if recipe.attention else ())
         self.seen = look()
         if "smooth" in steps and _smooth(file, layers, self.seen):
-            self.content = bytes(file.bytes())
-            self.seen = look()
+            added = len(file.main.operators) - len(File(content).main.operators)
+            forms, contents = [(content, self.seen), (bytes(file.bytes()), look())], []
+            for self.content, self.seen in forms:
+                contents.append(self.quantized(method="minmax"))
+            before, after = self._errors(contents)
+            self.content, self.seen = forms[after < (WORTH if added else 1.0) * before]
 
     def layers(self):
         """Names of the layers that are quantized, in the order of the file, each once."""
@@ -466,7 +471,10 @@ class Preparation:
                 changes its outputs on the calibration images least, if that is by far: other images have other values.
         """
         if method is None and self.images is not None and self.recipe.needs_calibration and "range" in self.steps:
-            return self._nearest([self.quantized(only, method) for method in q.METHODS])  # of all values first
+            contents = [self.quantized(only, method) for method in q.METHODS]  # of all values first
+            errors = self._errors(contents)
+            best = int(np.argmin(errors))
+            return contents[best if errors[best] < WORTH * errors[0] else 0]
         file = File(self.content)
         layers = [g for g in plan(file, self.recipe, self.float_layers) if only in (None, g.name)]
         if self.images is None and self.choice is None:
@@ -506,12 +514,11 @@ class Preparation:
             operators += _attention_operators(file, layers, self.seen, ranges, method)
         return ranges, operators
 
-    def _nearest(self, contents):
+    def _errors(self, contents):
+        """What each of these quantized files changes of the first output for the calibration images, squared."""
         images = self.images[:COMPARED]
         expected = outputs(self.interpreter(self.content), images)
-        errors = [np.square(outputs(self.interpreter(c), images) - expected).sum() for c in contents]
-        best = int(np.argmin(errors))
-        return contents[best if errors[best] < WORTH * errors[0] else 0]
+        return [float(np.square(outputs(self.interpreter(c), images) - expected).sum()) for c in contents]
 
 
 def outputs(runner, images):
@@ -670,11 +677,15 @@ def _widen(file, layers, seen, below_db):
 
 def _noise(file, layer, seen):
     """Mean square that 8 bits add to a layer's outputs, summed over them."""
-    x, y, weight = seen[layer.x].rows, seen[layer.y].rows, _by_input(file, layer)
-    noise = q.output_noise(y, np.ones(y.shape[1], np.float32))
-    if not file.is_grouped(layer):
-        noise += q.input_noise(x, weight, np.ones(x.shape[1], np.float32), _rounded_bits(layer))
-    return noise
+    inputs, outputs = (np.ones(seen[tensor].rows.shape[1], np.float32) for tensor in (layer.x, layer.y))
+    return _input_noise(file, layer, seen, inputs) + q.output_noise(seen[layer.y].rows, outputs)
+
+
+def _input_noise(file, layer, seen, scale):
+    """The part of it that inputs and weights make when the inputs are divided by scale (I)."""
+    if file.is_grouped(layer):
+        return 0.0
+    return q.input_noise(seen[layer.x].rows, _by_input(file, layer), scale, _rounded_bits(layer), layer.dynamic)
 
 
 def _rounded_bits(layer):
@@ -689,16 +700,19 @@ def _smooth(file, layers, seen):
     for layer in layers:
         if layer.activation_bits == 8 or layer.dynamic:
             groups.setdefault(layer.x, []).append(layer)
+    rounding = {}  # output of a layer -> noise that its own 8 bits make there; what its inputs and weights make
+    for layer in layers:
+        ones = [np.ones(seen[tensor].rows.shape[1], np.float32) for tensor in (layer.x, layer.y)]
+        own = q.output_noise(seen[layer.y].rows, ones[1]) if layer.activation_bits == 8 else 0.0
+        rounding[layer.y] = own, _input_noise(file, layer, seen, ones[0])
     for tensor, group in groups.items():
-        rows = seen[tensor].rows
-        weights = [_by_input(file, layer) for layer in group]
         if any(file.is_grouped(layer) or file.is_shared(layer) for layer in group):
             continue
+        rows, weights = seen[tensor].rows, [_by_input(file, layer) for layer in group]
+        outputs = sum(rounding[layer.y][0] for layer in group)
 
-        def noise(scale, rows=rows, group=group, weights=weights):
-            return sum(
-                q.input_noise(rows, w, scale, _rounded_bits(g), g.dynamic) for g, w in zip(group, weights, strict=True)
-            )
+        def noise(scale, group=group, outputs=outputs):
+            return outputs + sum(_input_noise(file, layer, seen, scale) for layer in group)
 
         largest = np.max([np.abs(w).reshape(-1, w.shape[-1]).max(0) for w in weights], axis=0)
         signal = sum(_signal(seen[layer.y]) for layer in group)
@@ -706,6 +720,8 @@ def _smooth(file, layers, seen):
         if scale is None:
             continue
         changed = True
+        for layer in group:
+            rounding[layer.y] = rounding[layer.y][0], _input_noise(file, layer, seen, scale)
         if (source := _source(file, tensor, group)) is not None:
             _scale_outputs(file, source, 1 / scale)
         else:
@@ -716,8 +732,9 @@ def _smooth(file, layers, seen):
     for layer in layers:
         if layer.activation_bits != 8 or layer.y in groups or file.is_output(layer.y) or not _scales(file, layer):
             continue
-        rows = seen[layer.y].rows
-        scale = _best(functools.partial(q.output_noise, rows), q.output_scales(rows), _signal(seen[layer.y]))
+        rows, inputs = seen[layer.y].rows, rounding[layer.y][1]
+        noise = lambda scale, rows=rows, inputs=inputs: inputs + q.output_noise(rows, scale)
+        scale = _best(noise, q.output_scales(rows), _signal(seen[layer.y]))
         if scale is not None:
             changed = True
             _scale_outputs(file, layer, 1 / scale)
@@ -731,7 +748,13 @@ def _signal(activation):
 
 
 def _best(noise, candidates, signal):
-    """The candidate that leaves the least noise; `None` if leaving all as it is is good enough, or comes near."""
+    """The candidate that leaves the least noise; `None` if leaving all as it is is good enough, or comes near.
+
+    Args:
+        noise: scale -> mean square of all noise in the outputs of layers.
+        candidates: scales.
+        signal: mean square of these outputs.
+    """
     found = [noise(scale) for scale in candidates]
     best, before = int(np.argmin(found)), noise(np.ones_like(candidates[0]))
     good = signal > 10 ** (ENOUGH_DB / 10) * before

@@ -244,6 +244,27 @@ def test_biases_take_up_the_mean_error(vit):
     assert errors["correct",] < errors[()] / 3
 
 
+@pytest.mark.parametrize("recipe", ["static_int8", "dynamic_int8"])
+def test_scales_that_bring_nothing_are_left_out(vit, monkeypatch, recipe):
+    """They cost a multiplication: a layer's own noise may be half as large, and the file's as large as before."""
+    _, x, _, f32 = vit
+    batches, content = [image[None] for image in x], f32.path.read_bytes()
+
+    def quantized(steps):
+        return litert_quantization.Preparation(
+            content, RECIPES[recipe], batches, litert.of_bytes, steps=steps
+        ).quantized()
+
+    def scale(file, layers, _):
+        layer = next(layer for layer in layers if layer.name == "block_0/mlp/fc1")
+        file.multiply(layer.y, np.ones(file.main.tensors[layer.y].shape[-1]), file.readers(layer.y))
+        return True
+
+    monkeypatch.setattr(litert_quantization, "_smooth", scale)
+    without = tuple(step for step in litert_quantization.STEPS if step != "smooth")
+    assert quantized(litert_quantization.STEPS) == quantized(without)
+
+
 def test_scales_that_the_runtime_can_rescale(tmp_path):
     """Large inputs, and outputs that the bias makes and the inputs hardly change: XNNPACK would crash on the file."""
     b = Builder()
