@@ -2,6 +2,8 @@
 
 python benchmarks/readme.py out [out2 ...]     takes over out/report.json as benchmarks/results/demo_<backend>.json
 python benchmarks/readme.py                    writes the README's tables again (Keras must be able to import a backend)
+
+Both write RESULTS.md and RESULTS.html again, too.
 """
 
 import collections
@@ -129,8 +131,11 @@ def updated(readme):
 
 
 if __name__ == "__main__":
+    import results
+
     for folder in sys.argv[1:]:
         record = json.loads((pathlib.Path(folder) / "report.json").read_text(encoding="utf-8"))
         path = RESULTS / f"demo_{record['backend']}.json"
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    results.write()  # the page has the demo, too
     README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
