@@ -193,6 +193,10 @@ class File:
             bias = self.tensor(f"{layer.output}/bias", array.shape, array)
             layer.operator.inputs = [*list(layer.operator.inputs)[:2], bias]
 
+    def add_bias(self, layer, array):
+        """Adds to a layer's bias, or gives it one."""
+        self.set_bias(layer, array + (self.get(layer.bias) if layer.bias >= 0 else 0))
+
     def is_shared(self, layer):
         """Whether another operator reads the layer's weights too."""
         return len(self.readers(layer.weight)) > 1
@@ -420,7 +424,7 @@ class Choice:
                 weight = file.get(layer.weight)
                 lost = weight - q.round_weight(weight, q.weight_scale(weight, layer.bits), layer.bits)
                 error = lost.reshape(len(weight), -1, len(self.mean)).sum(1) @ np.float32(self.mean)
-                file.set_bias(layer, error + (file.get(layer.bias) if layer.bias >= 0 else 0))
+                file.add_bias(layer, error)
         return ranges, [op for op in file.main.operators if file.name(op.outputs[0]) in self.operators]
 
 
@@ -452,11 +456,10 @@ class Preparation:
         self.seen = look()
         if "smooth" in steps and _smooth(file, layers, self.seen):
             added = len(file.main.operators) - len(File(content).main.operators)
-            forms, contents = [(content, self.seen), (bytes(file.bytes()), look())], []
+            forms, errors = [(content, self.seen), (bytes(file.bytes()), look())], []
             for self.content, self.seen in forms:
-                contents.append(self.quantized(method="minmax"))
-            before, after = self._errors(contents)
-            self.content, self.seen = forms[after < (WORTH if added else 1.0) * before]
+                errors.append(self._error(self.quantized(method="minmax")))
+            self.content, self.seen = forms[errors[1] < (WORTH if added else 1.0) * errors[0]]
 
     def layers(self):
         """Names of the layers that are quantized, in the order of the file, each once."""
@@ -472,13 +475,13 @@ class Preparation:
         """
         if method is None and self.images is not None and self.recipe.needs_calibration and "range" in self.steps:
             contents = [self.quantized(only, method) for method in q.METHODS]  # of all values first
-            errors = self._errors(contents)
+            errors = [self._error(content) for content in contents]
             best = int(np.argmin(errors))
             return contents[best if errors[best] < WORTH * errors[0] else 0]
         file = File(self.content)
         layers = [g for g in plan(file, self.recipe, self.float_layers) if only in (None, g.name)]
         if self.images is None and self.choice is None:
-            return _written(self.content, layers and [_entry(file, g.config, g.operator) for g in layers])
+            return _written(self.content, [_entry(file, layer.config, layer.operator) for layer in layers])
         if self.choice is not None:
             ranges, operators = self.choice.applied(file, layers)
         else:
@@ -514,11 +517,15 @@ class Preparation:
             operators += _attention_operators(file, layers, self.seen, ranges, method)
         return ranges, operators
 
-    def _errors(self, contents):
-        """What each of these quantized files changes of the first output for the calibration images, squared."""
-        images = self.images[:COMPARED]
-        expected = outputs(self.interpreter(self.content), images)
-        return [float(np.square(outputs(self.interpreter(c), images) - expected).sum()) for c in contents]
+    def _error(self, content):
+        """What a quantized file changes of the first output for the calibration images, squared."""
+        found = outputs(self.interpreter(content), self.images[:COMPARED])
+        return float(np.square(found - self._expected).sum())
+
+    @functools.cached_property
+    def _expected(self):
+        """The float file's outputs for these images, which smoothing does not change."""
+        return outputs(self.interpreter(self.content), self.images[:COMPARED])
 
 
 def outputs(runner, images):
@@ -822,4 +829,4 @@ def _finish_weights(file, layer, x, ranges, steps):
     else:
         sums = [w.sum(tuple(range(1, w.ndim - 1))) for w in (weight - rounded, rounded)]
         error = sums[0] @ x.mean + sums[1] @ shift
-    file.set_bias(layer, error + (file.get(layer.bias) if layer.bias >= 0 else 0))
+    file.add_bias(layer, error)

@@ -82,7 +82,7 @@ def qat(model, recipe, calibration=None):
             pixels = tuple(file.main.tensors[found.weight].shape)[1:3]
             patches = isinstance(layer, keras.layers.Conv2D) and found.kind == "CONV_2D" and pixels != layer.kernel_size
             layer.rounding = Rounding(found.bits, inputs, *gains.get(found.name, (None, None)), patches)
-            layer.__class__ = _rounded(type(layer))
+            _become(layer, *_rounded(type(layer)))
     return model
 
 
@@ -113,13 +113,13 @@ def _round_activations(layers, traced, file, planned, choice, image):
             limits = [choice.ranges[file.name(tensor)] for tensor in (attention.q, attention.k, attention.v)]
             inside = [choice.ranges[file.name(tensor)] for tensor in (attention.s, attention.p, attention.y)]
         layer.attending = Attending(*limits, *inside, sources[1] in made and made[sources[1]].bias < 0)
-        layer.__class__ = type(type(layer).__name__, (RoundedAttention, type(layer)), {})
+        _become(layer, RoundedAttention, type(layer))
         for source in () if layer.qk_norm else sources:  # after a norm they are not what the projection gives
             made.pop(source, None)
     for path, limits in _outputs(layers, traced, file, made.values(), choice, image).items():
         layer = layers[path]
         layer.outputs = limits
-        layer.__class__ = type(type(layer).__name__, (RoundedOutputs, type(layer)), {})
+        _become(layer, RoundedOutputs, type(layer))
 
 
 def _outputs(layers, traced, file, made, choice, image):
@@ -417,7 +417,7 @@ def _bias(layer):
     """All that a rounded dense layer adds to its product (O), or `None`."""
     parts = [layer.rounding.offset(layer.kernel), layer.bias]
     parts = [ops.cast(part, "float32") for part in parts if part is not None]
-    return sum(parts[1:], parts[0]) if parts else None
+    return sum(parts) if parts else None
 
 
 def _finished(layer, y):
@@ -426,8 +426,11 @@ def _finished(layer, y):
 
 
 def _rounded(cls):
-    """The rounded form of a layer's class, under its name: Keras finds variables in a file by names of classes. A class
-    that prepares its kernel passes the prepared kernel on to it.
-    """
+    """The classes of a layer that is rounded. One that prepares its kernel passes the prepared kernel on."""
     base = next(rounded for plain, rounded in ROUNDED.items() if issubclass(cls, plain))
-    return type(cls.__name__, (base,) if cls in ROUNDED else (cls, base), {})
+    return (base,) if cls in ROUNDED else (cls, base)
+
+
+def _become(layer, *classes):
+    """Gives a layer these classes under its own one's name: Keras finds variables in a file by names of classes."""
+    layer.__class__ = type(type(layer).__name__, classes, {})

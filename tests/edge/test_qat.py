@@ -103,6 +103,24 @@ def images_of(model, count):
     return families.images(model, count, seed=2)
 
 
+@pytest.mark.parametrize("recipe", ["static_int8", "static_int8_int16"])
+def test_a_static_recipe_rounds_the_inputs_too(recipe, tmp_path):
+    plain = randomize(small_vit())
+    x = images_of(plain, 16)
+    model = qat(plain, recipe, calibration=x)
+    fixed = {layer.path: layer.rounding.inputs for layer in model._flatten_layers() if hasattr(layer, "rounding")}
+    each = {path for path, inputs in fixed.items() if inputs == "each"}
+    assert {path.split("/", 1)[-1] for path in each} == (
+        {"head", "attention/out"} if recipe == "static_int8" else {"head"}
+    )
+    wide = {name.rpartition("/")[0] for name in model.trained_for.wide}
+    assert bool(wide) == (recipe == "static_int8_int16")
+    assert all(low < 0 < high for low, high in (fixed[path] for path in fixed.keys() - each - wide))
+    file = litert.load(litert.quantize(litert.export(model, tmp_path), recipe)).predict(x)
+    found, before = model.predict(x, verbose=0), plain.predict(x, verbose=0)
+    assert sqnr_db(found, before) < 45 and sqnr_db(found, file) > 25
+
+
 def reference(artifact, x):
     """Logits by LiteRT's reference kernels, which round the last bit otherwise than XNNPACK here and there."""
     return outputs(litert.of_bytes(artifact.path.read_bytes(), keep=True), [image[None] for image in x])
