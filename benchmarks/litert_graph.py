@@ -75,9 +75,9 @@ def measure(folder):
     from keras_vits import edge
     from keras_vits.edge import litert
     from keras_vits.edge.devices import host
-    from keras_vits.edge.graph import constant
-    from keras_vits.edge.report import host_environment
-    from keras_vits.edge.rewrite import RULES, fold_norm, slice_early, split_dense
+    from keras_vits.edge.evidence.report import host_environment
+    from keras_vits.graph.ir import constant
+    from keras_vits.graph.rewrite import RULES, fold_norm, slice_early, split_dense
 
     @contextlib.contextmanager
     def rules(**changed):

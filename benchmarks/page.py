@@ -60,7 +60,7 @@ svg .spread { stroke: var(--ink); stroke-width: 1.5; }
 
 
 def text():
-    from keras_vits.edge.report import STYLE as HOUSE
+    from keras_vits.edge.evidence.report import STYLE as HOUSE
 
     sections = [(module, module.section()) for module in results.SECTIONS]
     demo = ["## On real images", "", "Written by `keras-vits demo`: trained, exported and measured in one run on "]

@@ -80,9 +80,9 @@ def measure(folder):
 
     from keras_vits import edge
     from keras_vits.edge import litert
-    from keras_vits.edge.litert_quantization import Preparation
-    from keras_vits.edge.recipes import RECIPES
-    from keras_vits.edge.report import host_environment
+    from keras_vits.edge.evidence.report import host_environment
+    from keras_vits.edge.quantize.recipes import RECIPES
+    from keras_vits.edge.targets.litert.quantization import Preparation
 
     found = []
     for name in MODELS:

@@ -56,7 +56,8 @@ def demo():
 
 def models():
     """A row for each file of a family: its title, how many variants and published weights it has, its paper."""
-    from keras_vits import checkpoints, registry
+    from keras_vits import checkpoints
+    from keras_vits.models import _registry as registry
 
     published = collections.Counter(checkpoint.variant for checkpoint in checkpoints.table())
     families = {}
@@ -78,7 +79,7 @@ def models():
 
 def recipes():
     """A row for each way to quantize."""
-    from keras_vits.edge.recipes import RECIPES
+    from keras_vits.edge.quantize.recipes import RECIPES
 
     formats = {"litert": "LiteRT", "coreml": "Core ML"}
     return table(

@@ -139,7 +139,7 @@ def make(names, model, image_size):
     Returns:
         name -> facts: {path, size_bytes} and what the exporter tells, or {error}.
     """
-    from keras_vits.edge.progress import progress
+    from keras_vits._util.progress import progress
 
     folder = CACHE / "files" / (f"{model}_{image_size}" if image_size else model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -310,7 +310,7 @@ def measure(model, names, made, *, image_size, threads, rounds):
     Returns:
         contestant -> its row's figures.
     """
-    from keras_vits.edge.progress import progress
+    from keras_vits._util.progress import progress
 
     found = {name: {"size_bytes": made[file_of(name)].get("size_bytes")} for name in names}
     with contextlib.ExitStack() as stack:
@@ -352,7 +352,7 @@ def measure(model, names, made, *, image_size, threads, rounds):
 
 def rows(model, found, **common):
     """The rows of one `measure`, as they are recorded."""
-    from keras_vits.edge.benchmark import cpu_name
+    from keras_vits.edge.records import cpu_name
 
     device, commit_, date = cpu_name(), commit(), datetime.date.today().isoformat()
     return [
@@ -391,7 +391,7 @@ def read(path):
 
 def record(path, new):
     """Puts rows in the place of those of the same model, contestant and threads."""
-    from keras_vits.edge.artifact import writing
+    from keras_vits._util.files import writing
 
     key = lambda row: (row["model"], row["threads"], row["contestant"])
     merged = {key(row): row for row in [*read(path), *new]}

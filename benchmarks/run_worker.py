@@ -18,9 +18,10 @@ import time
 import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path += map(str, (HERE, HERE.parent / "edge"))
+sys.path += map(str, (HERE, HERE.parent))
 import train_worker  # noqa: E402
-from benchmark_worker import answers, peak_memory_bytes  # noqa: E402, not as keras_vits.edge: that imports Keras
+
+from keras_vits.edge.devices.host_worker import answers, peak_memory_bytes  # noqa: E402
 
 import_timm = functools.cache(train_worker.import_timm)  # it can be done once
 FIXED_SIZE = ("vit_", "mixer_")  # of images: timm's other models take any, as they come

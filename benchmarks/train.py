@@ -166,7 +166,7 @@ def measure(runners, *, modes=MODES, seconds):
         modes: of `MODES`.
         seconds: that each runner is measured for, in each mode.
     """
-    from keras_vits.edge.progress import progress
+    from keras_vits._util.progress import progress
 
     model, random = runners[0].model, np.random.default_rng(0)
     with contextlib.ExitStack() as stack:
@@ -192,7 +192,7 @@ def measure(runners, *, modes=MODES, seconds):
 def count_macs(model, image_size):
     """Multiply-adds of one image."""
     import keras_vits
-    from keras_vits import weights
+    from keras_vits.checkpoints import assign as weights
 
     with weights.values_later():
         return keras_vits.count_macs(keras_vits.create(model, image_size=image_size))
@@ -330,7 +330,7 @@ def rows():
 
 def record(new):
     """Puts rows into the record, in place of those of their part, model and device."""
-    from keras_vits.edge.artifact import writing
+    from keras_vits._util.files import writing
 
     group = lambda row: (row["part"], row["model"], row["device"])
     replaced = {group(row) for row in new}
@@ -344,7 +344,7 @@ def record(new):
 
 def circumstances(options):
     """What all rows of a run have in common."""
-    from keras_vits.edge.benchmark import cpu_name
+    from keras_vits.edge.records import cpu_name
 
     gpu = options.device == "gpu"
     return {

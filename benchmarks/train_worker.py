@@ -18,8 +18,8 @@ import time
 
 import numpy as np
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "edge"))
-import benchmark_worker  # not as keras_vits.edge: that imports Keras, whose memory is not timm's
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from keras_vits.edge.devices import host_worker
 
 CLASSES = 1000
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05  # of AdamW
@@ -33,7 +33,7 @@ KERAS_HUB = {  # what stands in for a preset, which keras-hub does not have
 
 
 def main():
-    reply = benchmark_worker.answers()
+    reply = host_worker.answers()
     order = json.loads(sys.stdin.readline())
     if "attention" in order:
         seconds = attention_seconds(**order["attention"])
@@ -42,7 +42,7 @@ def main():
     images = random.normal(size=(order["batch"], size, size, 3)).astype("float32")
     labels = random.integers(0, CLASSES, order["batch"])
     steps, parameters = LOADERS[order["library"]](order, images, labels)
-    peak_memory_bytes = PEAK_MEMORY_BYTES[order["backend"]] if order["gpu"] else benchmark_worker.peak_memory_bytes
+    peak_memory_bytes = PEAK_MEMORY_BYTES[order["backend"]] if order["gpu"] else host_worker.peak_memory_bytes
     library = "keras" if order["library"] == "keras_vits" else order["library"]
     reply(parameters=parameters, version=version(order["backend"]), library_version=version(library))
     for line in sys.stdin:

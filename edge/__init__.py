@@ -1,45 +1,56 @@
-"""model -> trace -> rewrite -> write -> quantize -> verify -> benchmark -> report: phone files, with evidence."""
+"""model -> trace -> rewrite -> write -> quantize -> verify -> benchmark -> report: phone files, with evidence.
 
-from . import artifact, coreml, keras_file, litert
-from .artifact import Artifact
-from .benchmark import DeviceError, DeviceWarning, Latency, benchmark, ratio
-from .bundle import Bundle, bundle
-from .calibration import CalibrationWarning
-from .profile import OperationTime, Profile, profile
-from .qat import qat
-from .quantize_to import Choice, Trial, quantize_to
-from .report import Row, report
-from .sensitivity import LayerNoise, Sensitivity, sensitivity
-from .trace import trace
-from .verify import Verification, verify
+Every name is imported at its first use: reading an artifact or running a file needs no Keras.
+"""
 
-__all__ = [
-    "Artifact",
-    "Bundle",
-    "CalibrationWarning",
-    "Choice",
-    "DeviceError",
-    "DeviceWarning",
-    "Latency",
-    "LayerNoise",
-    "OperationTime",
-    "Profile",
-    "Row",
-    "Sensitivity",
-    "Trial",
-    "Verification",
-    "artifact",
-    "benchmark",
-    "bundle",
-    "coreml",
-    "keras_file",
-    "litert",
-    "profile",
-    "qat",
-    "quantize_to",
-    "ratio",
-    "report",
-    "sensitivity",
-    "trace",
-    "verify",
-]
+import importlib
+
+_HOMES = {  # public name -> the module that defines it
+    "Artifact": "artifact",
+    "Bundle": "bundling.write",
+    "CalibrationWarning": "quantize.calibration",
+    "Choice": "tune.search",
+    "DeviceError": "records",
+    "DeviceWarning": "records",
+    "Latency": "records",
+    "LayerNoise": "tune.sensitivity",
+    "OperationTime": "evidence.profile",
+    "Profile": "evidence.profile",
+    "Row": "evidence.report",
+    "Sensitivity": "tune.sensitivity",
+    "Trial": "tune.search",
+    "Verification": "records",
+    "benchmark": "evidence.benchmark",
+    "bundle": "bundling.write",
+    "profile": "evidence.profile",
+    "qat": "tune.qat",
+    "quantize_to": "tune.search",
+    "ratio": "records",
+    "report": "evidence.report",
+    "sensitivity": "tune.sensitivity",
+    "trace": "keras_vits.graph.trace",
+    "verify": "evidence.verify",
+}
+_MODULES = {
+    "artifact": "artifact",
+    "coreml": "targets.coreml",
+    "keras_file": "targets.keras_file",
+    "litert": "targets.litert",
+}
+
+__all__ = sorted([*_HOMES, *_MODULES])
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES[name]
+    module = importlib.import_module(home if home.startswith("keras_vits.") else f"{__name__}.{home}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -1,42 +1,11 @@
 """Artifact: a written model file and what is known of it, kept in a .json beside the file."""
 
-import contextlib
 import dataclasses
-import hashlib
 import json
-import os
 import pathlib
-import shutil
-import tempfile
 
-import numpy as np
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InputSpec:
-    """What the file takes.
-
-    Attributes:
-        name: of the input in the file's signature.
-        shape: (B,H,W,C), static.
-        layout: `"nhwc"`, or `"nchw"` for a file whose images are (B,C,H,W); everything here takes them as (B,H,W,C).
-        dtype: `"float32"` (normalised as `preprocessing` says), or `"uint8"` / `"image"` (pixels 0 to 255: the
-            normalisation is in the graph, or in the image input of a Core ML model).
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-    layout: str = "nhwc"
-
-    @property
-    def stored_shape(self):
-        """The shape that the file has for it."""
-        return tuple(self.shape[i] for i in (0, 3, 1, 2)) if self.layout == "nchw" else self.shape
-
-    def as_stored(self, images):
-        """Images (B,H,W,C) as the file takes them."""
-        return np.ascontiguousarray(np.moveaxis(images, 3, 1)) if self.layout == "nchw" else images
+from keras_vits._util.files import sha256, size, writing
+from keras_vits.specs import InputSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,79 +94,9 @@ def _sidecar(path):
     return path.with_name(path.name + ".json")
 
 
-def _files(path):
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-
-
-def sha256(path):
-    digest = hashlib.sha256()
-    for file in _files(path):
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode())
-        with open(file, "rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def size(path):
-    return sum(file.stat().st_size for file in _files(path))
-
-
 def remake(artifact, path, **changes):
     """An Artifact like this one of another file just written, saved beside it."""
     kept = {f.name: getattr(artifact, f.name) for f in dataclasses.fields(artifact)}
     for name in ("path", "sha256", "size_bytes"):
         del kept[name]
     return make(path, **{**kept, **changes})
-
-
-@contextlib.contextmanager
-def alone(folder):
-    """Holds a folder against other writers, processes and threads: a file and its .json are written as one.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    folder = pathlib.Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as e:
-        raise ValueError(f"Cannot write to {folder}: {e.strerror or e}. Choose another folder.") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def writing(path):
-    """Yields a temporary path in the same folder; it takes the name `path` only when the block ends without an error.
-
-    Raises:
-        ValueError: the folder cannot be written, or the disk is full. Nothing is left behind.
-    """
-    path = pathlib.Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as e:
-        raise ValueError(f"Cannot write to {path.parent}: {e.strerror or e}. Choose another folder.") from None
-    temporary = folder / path.name
-    try:
-        try:
-            yield temporary
-            if path.is_dir():
-                os.rename(path, folder / "replaced")
-            os.replace(temporary, path)
-        except OSError as e:
-            raise ValueError(f"Could not write {path}: {e.strerror or e}. Nothing was left behind.") from e
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

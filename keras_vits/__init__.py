@@ -7,10 +7,10 @@ from keras_vits.version import __version__
 __all__ = ["__version__", "count_macs", "create", "list_models", "load_weights", "predict"]
 
 _HOMES = {
-    "count_macs": "macs",
-    "create": "registry",
-    "list_models": "registry",
-    "load_weights": "weights",
+    "count_macs": "graph.macs",
+    "create": "models._registry",
+    "list_models": "models._registry",
+    "load_weights": "checkpoints.assign",
     "predict": "prediction",
 }
 

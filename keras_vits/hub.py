@@ -13,7 +13,8 @@ import pathlib
 import keras
 import numpy as np
 
-from keras_vits import registry, weights
+from keras_vits.checkpoints import assign as weights
+from keras_vits.models import _registry as registry
 from keras_vits.preprocess import Preprocessing, _centered
 
 try:

@@ -16,7 +16,7 @@ os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in FLAGS))
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: threads of each would only wait for another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1] / "tools")]
 
 
 @pytest.fixture(scope="module", autouse=True)

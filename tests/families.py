@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 import keras_vits
-from keras_vits import registry, weights
+from keras_vits.checkpoints import assign as weights
+from keras_vits.models import _registry as registry
 
 
 def nested(name):

@@ -18,7 +18,7 @@ import keras_vits
 from keras_vits import checkpoints, cli
 from keras_vits.prediction import Prediction, best
 
-PACKAGE = pathlib.Path(keras_vits.__file__).parent
+PACKAGE = pathlib.Path(keras_vits.__file__).parent / "checkpoints"
 CHINA = load_sample_image("china.jpg")
 FAMILY = next(f for f in families.FAMILIES if f.name == "vit")
 
@@ -33,7 +33,7 @@ FAMILY = next(f for f in families.FAMILIES if f.name == "vit")
 )
 def test_files_are_what_timm_says(timm, file, content):
     written = (PACKAGE / file).read_text(encoding="utf-8")
-    assert written == content(timm), f"{file} is out of date: run tests/generate_checkpoints.py"
+    assert written == content(timm), f"{file} is out of date: run tools/generate_checkpoints.py"
 
 
 @pytest.mark.once
@@ -42,7 +42,7 @@ def test_table():
     table = checkpoints.table()
     assert len({(c.variant, c.tag) for c in table}) == len(table) > 80
     for c in table:
-        assert c.variant in known and checkpoints.HUB_ID.fullmatch(c.hub_id)
+        assert c.variant in known and checkpoints.catalogue.HUB_ID.fullmatch(c.hub_id)
         assert c in checkpoints.published(c.variant)
         assert c.top1 is None or (60 < c.top1 < 90 and c.num_classes == 1000)
     assert {c.license for c in table} >= {"Apache-2.0", "CC-BY-NC-4.0", "cvnets-license", "MIT", None}
@@ -117,7 +117,7 @@ def test_crop_mode_of_the_checkpoint(folder):
     ],
 )
 def test_a_restricting_license_is_named_once(folder, monkeypatch, published, license):
-    monkeypatch.setattr(checkpoints, "_named", set())
+    monkeypatch.setattr(checkpoints.catalogue, "_named", set())
     path = folder(5, **published)
     with pytest.warns(checkpoints.LicenseWarning, match=license) as told:
         model = create(path)
@@ -126,22 +126,22 @@ def test_a_restricting_license_is_named_once(folder, monkeypatch, published, lic
         warnings.simplefilter("error", checkpoints.LicenseWarning)
         create(path)
         keras_vits.load_weights(model, path)
-    checkpoints._named.clear()
+    checkpoints.catalogue._named.clear()
     with pytest.warns(checkpoints.LicenseWarning, match=license):
         keras_vits.load_weights(model, path)
 
 
 def test_the_table_knows_the_license_of_a_hub_id(folder, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_named", set())
+    monkeypatch.setattr(checkpoints.catalogue, "_named", set())
     path = folder(5)
-    monkeypatch.setattr(checkpoints, "download", lambda hub_id: path)
+    monkeypatch.setattr(checkpoints.catalogue, "download", lambda hub_id: path)
     with pytest.warns(checkpoints.LicenseWarning, match=r"timm/vit_base_patch16_224\.mae .* CC-BY-NC-4\.0"):
         create("timm/vit_base_patch16_224.mae")
 
 
 @pytest.mark.parametrize("published", [dict(license="apache-2.0"), dict(license="mit"), dict(), dict(tag="mine_in1k")])
 def test_a_free_license_is_not_mentioned(folder, monkeypatch, published):
-    monkeypatch.setattr(checkpoints, "_named", set())
+    monkeypatch.setattr(checkpoints.catalogue, "_named", set())
     with warnings.catch_warnings():
         warnings.simplefilter("error", checkpoints.LicenseWarning)
         create(folder(5, **published))
@@ -166,7 +166,7 @@ def test_command_lists_published_weights(capsys):
 
 @pytest.mark.once
 def test_command_names_a_license_in_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_named", set())
+    monkeypatch.setattr(checkpoints.catalogue, "_named", set())
     cli.use_backend(None)
     for _ in range(2):
         checkpoints.name_license("timm/mobilevit_s.cvnets_in1k", {})

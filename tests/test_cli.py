@@ -59,7 +59,7 @@ def test_help_is_quick_and_imports_no_keras():
 @pytest.mark.once
 def test_help_names_every_recipe():
     from keras_vits import cli
-    from keras_vits.edge.recipes import RECIPES
+    from keras_vits.edge.quantize.recipes import RECIPES
 
     litert, coreml = (re.findall(r"[\w]+", part.split(":")[1]) for part in cli.RECIPES.split(". "))
     precision = ["float16"]  # of Core ML, which files are exported with
@@ -238,7 +238,7 @@ def test_debug_shows_the_traceback():
 
 
 def test_an_error_of_ours_is_told_apart(run, monkeypatch):
-    monkeypatch.setattr("keras_vits.registry.variants", lambda: 1 / 0)
+    monkeypatch.setattr("keras_vits.models._registry.variants", lambda: 1 / 0)
     code, _, err = run("list")
     assert code == 1 and err.startswith("Internal error: ZeroDivisionError") and err.count("\n") == 1
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from keras_vits import demo
+from keras_vits.cli import demo_job as demo
 from keras_vits.edge import artifact
 from keras_vits.edge.devices import host
 

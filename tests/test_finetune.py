@@ -11,7 +11,8 @@ from families import predict
 from keras import ops
 
 import keras_vits
-from keras_vits import edge, weights
+from keras_vits import edge
+from keras_vits.checkpoints import assign as weights
 from keras_vits.training import adamw, fit, parameter_groups
 
 BY_NAME = {family.name: family for family in reversed(families.FAMILIES)}

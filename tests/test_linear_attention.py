@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 
 from keras_vits import edge
-from keras_vits.edge.trace import trace
+from keras_vits.graph.trace import trace
 from keras_vits.layers import (
     ATTENTIONS,
     CrossCovarianceAttention,

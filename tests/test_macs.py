@@ -6,7 +6,8 @@ import pytest
 from keras import layers
 
 import keras_vits
-from keras_vits import count_macs, weights
+from keras_vits import count_macs
+from keras_vits.checkpoints import assign as weights
 
 
 def model(*stack, shape=(8, 6, 4)):

@@ -81,28 +81,31 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     expected |= {f"keras_vits/edge/{name}" for name in python_files(ROOT / "edge")}
     assert {name for name in names if name.endswith(".py")} == expected
     assert {name for name in names if not name.endswith(".py")} == {
-        "keras_vits/checkpoints.csv",
-        "keras_vits/edge/bundle_templates/ImageClassifier.kt",
-        "keras_vits/edge/bundle_templates/ImageClassifier.swift",
-        "keras_vits/edge/bundle_templates/ImageClassifier.ts",
+        "keras_vits/checkpoints/checkpoints.csv",
+        "keras_vits/checkpoints/imagenet_classes.txt",
+        "keras_vits/edge/bundling/templates/ImageClassifier.kt",
+        "keras_vits/edge/bundling/templates/ImageClassifier.swift",
+        "keras_vits/edge/bundling/templates/ImageClassifier.ts",
         *(
             f"keras_vits/edge/devices/browser_page/{name}"
             for name in ("index.html", "model.html", "model.js", "page.js")
         ),
-        "keras_vits/imagenet_classes.txt",
     }
     assert {name.split("/")[0] for name in names} == {"keras_vits"}
 
 
 def test_every_package_is_listed():
+    folders = [(ROOT / "keras_vits", "keras_vits"), (ROOT / "edge", "keras_vits.edge")]
     found = {
-        f"keras_vits.{p.parent.relative_to(ROOT / 'keras_vits')}" for p in (ROOT / "keras_vits").rglob("__init__.py")
-    }
-    found = {name.replace("/", ".").removesuffix("..") for name in found} | {
-        "keras_vits.edge",
-        "keras_vits.edge.devices",
+        ".".join([name, *path.parent.relative_to(folder).parts])
+        for folder, name in folders
+        for path in folder.rglob("__init__.py")
     }
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
+
+
+def test_a_checkout_resolves_edge_where_the_wheel_has_it():
+    assert (ROOT / "keras_vits" / "edge").resolve() == ROOT / "edge"
 
 
 def test_metadata_agrees_with_the_source(wheel, metadata):

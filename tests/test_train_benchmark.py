@@ -31,7 +31,7 @@ def page(train):
 
 def test_models_take_the_image_sizes_they_are_measured_at(train):
     import keras_vits
-    from keras_vits import weights
+    from keras_vits.checkpoints import assign as weights
 
     with weights.values_later():
         for name in set(train.PARTS["tokens"][0]) - {train.ATTENTION}:

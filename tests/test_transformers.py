@@ -244,7 +244,7 @@ PROCESSORS = {  # model_type, processor, preprocessor_config.json in its older a
 def test_pictures_are_prepared_as_in_transformers(transformers, name, form):
     """Within a step of 255, where both resample with PIL. transformers cuts the middle out half a pixel lower or
     further right where the rest is odd; the picture's size avoids that."""
-    from keras_vits.weights import _preprocessing
+    from keras_vits.checkpoints.assign import _preprocessing
 
     model_type, processor, older, newer, expected = PROCESSORS[name]
     config = older if form == "older" else newer

@@ -14,7 +14,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import keras_vits
-from keras_vits import checkpoints, registry, weights
+from keras_vits import checkpoints
+from keras_vits.checkpoints import assign as weights
+from keras_vits.models import _registry as registry
 
 FAMILY = next(f for f in families.FAMILIES if f.name == "vit")  # the table's mechanism is the same for all
 
@@ -90,7 +92,7 @@ def test_file_and_hub_id(published, monkeypatch):
     assert same(arrays(model), arrays(original))
     assert model.class_names is None
     asked = []
-    monkeypatch.setattr(checkpoints, "download", lambda hub_id: asked.append(hub_id) or folder)
+    monkeypatch.setattr(checkpoints.catalogue, "download", lambda hub_id: asked.append(hub_id) or folder)
     assert same(arrays(create("somebody/vit.mine_in1k")), arrays(original))
     assert asked == ["somebody/vit.mine_in1k"]
 
@@ -314,7 +316,7 @@ def test_no_row_of_a_table_is_dead():
 def test_no_torch_is_needed_for_safetensors(published):
     code = f"""
 import pathlib, sys
-from keras_vits import weights
+from keras_vits.checkpoints import assign as weights
 tensors = weights._read(pathlib.Path({str(published[0] / "model.safetensors")!r}))
 assert tensors["cls_token"].shape == (1, 1, 24)
 assert "torch" not in sys.modules

@@ -1,1 +1,1 @@
-"""Where artifacts are measured, one file for each kind of device; see benchmark.py."""
+"""Where artifacts are measured, one file for each kind of device; see evidence/benchmark.py."""

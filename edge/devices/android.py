@@ -30,14 +30,14 @@ import warnings
 
 import numpy as np
 
+from keras_vits._util import files
+from keras_vits._util.progress import progress
 from keras_vits.preprocess import Preprocessing
 
-from .. import artifact as artifact_files
-from .. import litert
 from ..artifact import Artifact
-from ..benchmark import DeviceError, DeviceWarning, Latency
-from ..bundle import generated, tolerance
-from ..progress import progress
+from ..records import DeviceError, DeviceWarning, Latency
+from ..selftest import generated, tolerance
+from ..targets import litert
 
 THREADS = (1, 2, 4)
 ACCELERATORS = ("cpu", "gpu", "nnapi")
@@ -84,7 +84,7 @@ def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, w
     record = {
         "device": f"android:{device.serial}",
         "cpu": device.chip,
-        "runtime": f"benchmark_model {artifact_files.sha256(binary)[:12]}",
+        "runtime": f"benchmark_model {files.sha256(binary)[:12]}",
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
     }
     about = {"model": device.model, "android": device.android, "abi": abi}
@@ -361,7 +361,7 @@ class _Device:
         status, text = self.shell(f"mkdir {self.folder}", doing)
         if status:
             raise DeviceError(f"{self} has no room for files of adb ({_words(text)}): check its /data/local/tmp.")
-        hashes = {"benchmark_model": artifact_files.sha256(binary)}
+        hashes = {"benchmark_model": files.sha256(binary)}
         self.push([binary], "benchmark_model")
         for number, test in enumerate(progress(tests, "Pushing")):
             self.push([test.artifact.path], f"{number}.tflite")
@@ -369,7 +369,7 @@ class _Device:
             pictures = [folder / f"{number}_{i}.bin" for i in range(len(test.inputs))]
             for path, content in zip(pictures, test.inputs, strict=True):
                 path.write_bytes(content.tobytes())
-                hashes[path.name] = artifact_files.sha256(path)
+                hashes[path.name] = files.sha256(path)
             self.push(pictures, "")
         command = f"cd {self.folder} && chmod 755 benchmark_model && sha256sum {' '.join(hashes)}"
         status, text = self.shell(command, "comparing hashes")
@@ -498,7 +498,7 @@ def _binary(device):
     recorded = path.with_name(path.name + ".sha256")
     if not named and not recorded.is_file():
         raise DeviceError(f"{path} has no {recorded.name} beside it: write its SHA-256 into one.")
-    if recorded.is_file() and recorded.read_text().split()[:1] != [artifact_files.sha256(path)]:
+    if recorded.is_file() and recorded.read_text().split()[:1] != [files.sha256(path)]:
         raise DeviceError(f"The SHA-256 of {path} is not the one in {recorded.name}: get the file again.")
     with open(path, "rb") as file:
         head = file.read(20)

@@ -16,8 +16,9 @@ import tempfile
 
 import numpy as np
 
-from .. import litert
-from ..artifact import writing
+from keras_vits._util.files import writing
+
+from ..targets import litert
 
 THREADS = (1,)
 ACCELERATORS = ("cpu",)

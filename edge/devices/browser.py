@@ -31,12 +31,13 @@ import warnings
 
 import numpy as np
 
+from keras_vits._util.progress import progress
 from keras_vits.preprocess import Preprocessing
 
-from .. import litert
-from ..benchmark import DeviceError, DeviceWarning, check, cpu_name
-from ..bundle import generated, tolerance
-from ..progress import progress
+from ..evidence.benchmark import check
+from ..records import DeviceError, DeviceWarning, cpu_name
+from ..selftest import generated, tolerance
+from ..targets import litert
 from .host import ROUND_SECONDS, WARMUP_RUNS, Child, rounds
 
 THREADS = (1, 2)
@@ -190,7 +191,9 @@ def package():
     """
     cache = pathlib.Path.home() / ".cache" / "keras_vits" / "web"
     named = os.environ.get("KERAS_VITS_WEB")
-    folders = [pathlib.Path(named)] if named else [pathlib.Path(__file__).parents[2] / ".cache" / "web", cache]
+    folders = (
+        [pathlib.Path(named)] if named else [pathlib.Path(__file__).resolve().parents[2] / ".cache" / "web", cache]
+    )
     for folder in folders:
         if (folder / "node_modules" / PACKAGE / "package.json").is_file():
             return folder / "node_modules" / PACKAGE

@@ -1,4 +1,4 @@
-"""The CPU of this machine: each artifact in child processes of its own (benchmark_worker.py).
+"""The CPU of this machine: each artifact in child processes of its own (host_worker.py).
 
 They are started in a changing order and measured in turns, A B C B A C ..., so that a machine that slows down for a
 second slows all of them down, and a ratio between two of them stays true. A child that is not being measured waits for
@@ -16,15 +16,16 @@ import time
 
 import numpy as np
 
-from .. import litert
-from ..benchmark import Latency, cpu_name
-from ..progress import progress
-from ..worker import Worker, WorkerError
+from keras_vits._util.process import Worker, WorkerError
+from keras_vits._util.progress import progress
+
+from ..records import Latency, cpu_name
+from ..targets import litert
 
 THREADS = (2,)
 ACCELERATORS = ("cpu",)
 FORMATS = ("litert", "keras", "coreml")
-WORKER = pathlib.Path(__file__).parents[1] / "benchmark_worker.py"
+WORKER = pathlib.Path(__file__).with_name("host_worker.py")
 PROCESSES = 3  # of a LiteRT file, one after the other: identical files in one process each differed by 2 to 6 percent
 ROUND_SECONDS = 0.1  # of one artifact's turn
 WARMUP_RUNS = 3  # at least

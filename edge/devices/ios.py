@@ -32,8 +32,9 @@ import pathlib
 
 import numpy as np
 
-from ..artifact import writing
-from ..benchmark import DeviceError, Latency
+from keras_vits._util.files import writing
+
+from ..records import DeviceError, Latency
 
 THREADS = (1,)
 ACCELERATORS = ("cpu", "cpu_and_gpu", "cpu_and_ne", "all")

@@ -9,8 +9,9 @@ import platform
 import sys
 import warnings
 
-from ..benchmark import DeviceError, DeviceWarning
-from ..progress import progress
+from keras_vits._util.progress import progress
+
+from ..records import DeviceError, DeviceWarning
 from . import host
 
 THREADS = (1,)

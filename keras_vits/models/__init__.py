@@ -1,1 +1,1 @@
-"""One family, one file. Every module here is imported by the registry; a new family is a new file."""
+"""One family, one file: a new family is a new file here. Files with an underscore are what families share."""

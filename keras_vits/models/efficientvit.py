@@ -17,8 +17,8 @@ from keras import activations, layers, ops
 
 from keras_vits.layers import DropPath, SameShape, drop_path_rates
 from keras_vits.layers.linear_attention import kernel_attention, wide
-from keras_vits.model import VisionModel
-from keras_vits.registry import register
+from keras_vits.models._base import VisionModel
+from keras_vits.models._registry import register
 
 ACTIVATIONS = {
     None: lambda x: x,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from keras import activations, initializers, layers, ops
 
 from keras_vits.layers import DropPath, SameShape, drop_path_rates
-from keras_vits.model import VisionModel
-from keras_vits.registry import register
+from keras_vits.models._base import VisionModel
+from keras_vits.models._registry import register
 
 EPSILON = 1e-6  # of every LayerNorm but the gating unit's
 GATE_EPSILON = 1e-5

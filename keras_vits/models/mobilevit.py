@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from keras import layers, ops
 
 from keras_vits.layers import ConvNorm, InvertedResidual, SameShape, TransformerBlock, drop_path_rates, fold, unfold
-from keras_vits.model import VisionModel
-from keras_vits.registry import register
+from keras_vits.models._base import VisionModel
+from keras_vits.models._registry import register
 
 EPSILON = 1e-5  # of every LayerNorm
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from keras import layers, ops
 
 from keras_vits.layers import ConvNorm, DropPath, InvertedResidual, Mlp, SameShape, drop_path_rates, fold, unfold
-from keras_vits.model import VisionModel
+from keras_vits.models._base import VisionModel
+from keras_vits.models._registry import register
 from keras_vits.models.mobilevit import TRANSFORMERS
-from keras_vits.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ Differs  Height and width must be multiples of 64 (total stride x patch size). L
 from keras import ops
 
 from keras_vits.layers import ConvNorm
+from keras_vits.models._registry import register
 from keras_vits.models.mobilevit import MobileViT, MobileViTBlock
 from keras_vits.models.mobilevit_v2 import MobileViTV2, MobileViTV2Block, sizes
-from keras_vits.registry import register
 
 
 class MobileViTV3Block(MobileViTBlock):

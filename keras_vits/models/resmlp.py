@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from keras import layers, ops
 
 from keras_vits.layers import DropPath, LayerScale, Mlp, SameShape, drop_path_rates
-from keras_vits.model import VisionModel
-from keras_vits.registry import register
+from keras_vits.models._base import VisionModel
+from keras_vits.models._registry import register
 
 
 @dataclass(frozen=True, kw_only=True)

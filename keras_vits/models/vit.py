@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 from keras import initializers, layers, ops
 
+from keras_vits.checkpoints.assign import resample_positions
 from keras_vits.layers import PositionEmbedding, TransformerBlock, drop_path_rates
-from keras_vits.model import VisionModel
-from keras_vits.registry import register
-from keras_vits.weights import resample_positions
+from keras_vits.models._base import VisionModel
+from keras_vits.models._registry import register
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from keras import activations, layers, ops
 
 from keras_vits.layers import ConvNorm, SameShape
-from keras_vits.model import VisionModel
+from keras_vits.models._base import VisionModel
+from keras_vits.models._registry import register
 from keras_vits.models.vit import BASE, LARGE, NAMES, SMALL, TINY, ViTConfig, encode
-from keras_vits.registry import register
 
 STEM_WIDTH = 64  # channels of the stem; the first stage has 256 and each further one twice as many
 

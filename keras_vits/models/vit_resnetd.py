@@ -8,9 +8,9 @@ Code     timm/models/vision_transformer_hybrid.py and resnet.py (Apache-2.0), wh
 Differs  As in vit_hybrid.py, with batch normalisation of epsilon 1e-5.
 """
 
+from keras_vits.models._registry import register
 from keras_vits.models.vit import BASE, NAMES
 from keras_vits.models.vit_hybrid import HybridViT
-from keras_vits.registry import register
 
 SMALL = dict(width=768, depth=8, heads=8, mlp_hidden=2304)  # of timm's hybrids alone
 

@@ -318,7 +318,7 @@ def _held_out(which, files, root, fraction):
 
 def _read(files, preprocessing):
     """Reads every file once, on all cores: pixels, or paths if pixels take too much memory, and which are readable."""
-    from keras_vits.edge.progress import progress
+    from keras_vits._util.progress import progress
 
     keep = len(files) * math.prod(preprocessing.image_size) * len(preprocessing.mean) <= IN_MEMORY_BYTES
 

@@ -160,7 +160,7 @@ def _resume(model, checkpoint, steps):
     """Puts weights and optimizer of the checkpoint into the compiled model; returns the number of finished epochs."""
     if checkpoint is None or not pathlib.Path(checkpoint).is_file():
         raise ValueError(f"There is no checkpoint to resume from; received {checkpoint}. Train without resume first.")
-    from keras_vits.edge.keras_file import read
+    from keras_vits.edge.targets.keras_file import read
 
     saved = read(checkpoint)
     if type(saved) is not type(model) or saved.cfg != model.cfg or saved.class_names != model.class_names:
@@ -191,7 +191,7 @@ def _state(model):
 
 
 def _bar(model, steps):
-    from keras_vits.edge.progress import progress
+    from keras_vits._util.progress import progress
 
     return progress(range(steps), f"Training {model.name}", steps)
 
@@ -207,7 +207,7 @@ class _AfterEpoch(keras.callbacks.Callback):
         next(self.bar)
 
     def on_epoch_end(self, epoch, logs=None):
-        from keras_vits.edge.artifact import writing
+        from keras_vits._util.files import writing
 
         if not math.isfinite(logs["loss"]):
             kept = f" {self.checkpoint} keeps the epoch before." if self.checkpoint and epoch else ""

@@ -5,7 +5,7 @@ import re
 
 import keras
 
-from keras_vits.model import BLOCK
+from keras_vits.models._base import BLOCK
 
 UNDECAYED = ("table", "class_token", "distill_token", "registers")  # embeddings: positions, prefix tokens
 

@@ -19,8 +19,8 @@ import pytest
 
 import keras_vits
 from keras_vits import edge
-from keras_vits.edge.benchmark import DeviceError, DeviceWarning, ratio
 from keras_vits.edge.devices import android
+from keras_vits.edge.records import DeviceError, DeviceWarning, ratio
 
 pytestmark = pytest.mark.once
 SERIAL = "R58M123"

@@ -10,8 +10,9 @@ import pytest
 
 from keras_vits.edge import artifact as artifacts
 from keras_vits.edge import coreml
-from keras_vits.edge.benchmark import DeviceError, DeviceWarning, benchmark
 from keras_vits.edge.devices import ios, macos
+from keras_vits.edge.evidence.benchmark import benchmark
+from keras_vits.edge.records import DeviceError, DeviceWarning
 
 pytestmark = pytest.mark.once
 

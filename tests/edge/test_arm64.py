@@ -16,7 +16,7 @@ from families import FAMILIES
 
 from keras_vits import edge
 from keras_vits.edge.devices import arm64
-from keras_vits.edge.verify import sqnr_db
+from keras_vits.edge.records import sqnr_db
 
 pytestmark = pytest.mark.once
 

@@ -13,10 +13,11 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from families import FAMILIES
 
+from keras_vits._util.progress import progress
 from keras_vits.edge import artifact as artifacts
-from keras_vits.edge.benchmark import Latency, benchmark, ratio
 from keras_vits.edge.devices import host
-from keras_vits.edge.progress import progress
+from keras_vits.edge.evidence.benchmark import benchmark
+from keras_vits.edge.records import Latency, ratio
 
 pytestmark = pytest.mark.once
 
@@ -264,7 +265,7 @@ def test_progress_shows_on_a_terminal_and_only_when_it_takes_long(monkeypatch, t
     terminal, clock = Terminal(tty), iter(np.arange(100) * seconds)
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("keras_vits.edge.progress.time", type("Clock", (), {"monotonic": lambda: next(clock)}))
+    monkeypatch.setattr("keras_vits._util.progress.time", type("Clock", (), {"monotonic": lambda: next(clock)}))
     assert list(progress(range(4), "Counting")) == [0, 1, 2, 3]
     assert ("Counting" in terminal.text) == shown
 
@@ -273,7 +274,7 @@ def test_progress_without_rich_is_silent(monkeypatch):
     terminal, clock = Terminal(True), iter(range(0, 1000, 10))
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setattr("keras_vits.edge.progress.time", type("Clock", (), {"monotonic": lambda: next(clock)}))
+    monkeypatch.setattr("keras_vits._util.progress.time", type("Clock", (), {"monotonic": lambda: next(clock)}))
     assert list(progress(iter("abc"), "Reading")) == ["a", "b", "c"]
     assert terminal.text == ""
 

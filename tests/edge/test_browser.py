@@ -455,7 +455,7 @@ def test_files_run_in_chromium_as_they_do_here(chromium, artifacts, monkeypatch,
     assert not capfd.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:webgpu:keras_vits.edge.benchmark.DeviceWarning")
+@pytest.mark.filterwarnings("ignore:webgpu:keras_vits.edge.DeviceWarning")
 def test_webgpu_gives_the_same_in_chromium(chromium, artifacts):
     """On a GPU, or on one that Chromium emulates."""
     try:

@@ -22,7 +22,7 @@ from PIL import Image
 
 import keras_vits
 from keras_vits import edge
-from keras_vits.edge.artifact import sha256
+from keras_vits._util.files import sha256
 from keras_vits.prediction import best
 from keras_vits.preprocess import Preprocessing
 

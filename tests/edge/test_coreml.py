@@ -13,11 +13,14 @@ import pytest
 from families import FAMILIES, images
 
 import keras_vits
+from keras_vits._util import files
 from keras_vits.edge import artifact as artifacts
-from keras_vits.edge import coreml, mlprogram, verify
-from keras_vits.edge.graph import OPS, Builder
-from keras_vits.edge.rewrite import rewrite
-from keras_vits.edge.trace import trace
+from keras_vits.edge import coreml, verify
+from keras_vits.edge.targets.coreml import mlprogram
+from keras_vits.graph.ir import Builder
+from keras_vits.graph.ops import OPS
+from keras_vits.graph.rewrite import rewrite
+from keras_vits.graph.trace import trace
 from keras_vits.preprocess import Preprocessing
 
 
@@ -645,7 +648,7 @@ def test_errors(tmp_path):
 def test_nothing_is_left_when_the_disk_is_full(tmp_path, monkeypatch):
     model = create("vit")
     artifact = coreml.export(model, tmp_path)
-    before = artifacts.sha256(artifact.path)
+    before = files.sha256(artifact.path)
 
     def save(self, path):
         raise OSError(28, "No space left on device")
@@ -653,7 +656,7 @@ def test_nothing_is_left_when_the_disk_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(mlprogram.coremltools().models.MLModel, "save", save)
     with pytest.raises(ValueError, match="No space left on device"):
         coreml.export(model, tmp_path)
-    assert artifacts.sha256(artifact.path) == before
+    assert files.sha256(artifact.path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == [artifact.path.name, artifact.path.name + ".json"]
 
 

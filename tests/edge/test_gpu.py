@@ -6,7 +6,7 @@ import pytest
 from families import FAMILIES
 
 from keras_vits import edge
-from keras_vits.edge import gpu
+from keras_vits.edge.targets.litert import gpu
 
 pytestmark = pytest.mark.once
 

@@ -16,11 +16,13 @@ from families import FAMILIES, images, randomize
 
 import keras_vits
 from keras_vits import edge
+from keras_vits._util import files
 from keras_vits.edge import litert
-from keras_vits.edge.graph import OPS, Builder
-from keras_vits.edge.litert_metadata import labels
-from keras_vits.edge.litert_quantization import File
-from keras_vits.edge.rewrite import rewrite
+from keras_vits.edge.targets.litert.metadata import labels
+from keras_vits.edge.targets.litert.quantization import File
+from keras_vits.graph.ir import Builder
+from keras_vits.graph.ops import OPS
+from keras_vits.graph.rewrite import rewrite
 
 family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 FOR_PHONES = [
@@ -550,7 +552,7 @@ for seed in range(12):
     both = [subprocess.Popen([sys.executable, "-c", code, str(n)], env=environment) for n in (0, 100)]
     assert [process.wait() for process in both] == [0, 0]
     (file,) = tmp_path.glob("*.tflite")
-    assert edge.artifact.load(file).sha256 == edge.artifact.sha256(file)
+    assert edge.artifact.load(file).sha256 == files.sha256(file)
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from keras_vits.edge import mlprogram
+from keras_vits.edge.targets.coreml import mlprogram
 
 ct = mlprogram.coremltools()
 

@@ -14,12 +14,12 @@ import pytest
 from families import FAMILIES
 
 from keras_vits import edge, layers
-from keras_vits.edge.profile import common, profile
-from keras_vits.edge.worker import Worker
+from keras_vits._util.process import Worker
+from keras_vits.edge.evidence.profile import common, profile
 
 pytestmark = pytest.mark.once
 
-module = sys.modules["keras_vits.edge.profile"]  # `edge.profile` is the function
+module = sys.modules["keras_vits.edge.evidence.profile"]  # `edge.profile` is the function
 SMALL = {  # families, with operations that take long enough to be timed
     "vit": dict(image_size=112, width=192, heads=3, mlp_hidden=768),
     "mobilevit": dict(image_size=192, widths=(16, 32, 32), final_width=64),

@@ -12,9 +12,9 @@ from families import FAMILIES, randomize
 import keras_vits
 from keras_vits import edge
 from keras_vits.edge import litert, qat
-from keras_vits.edge.litert_quantization import File, outputs
-from keras_vits.edge.qat import RoundedDense, Rounding
-from keras_vits.edge.recipes import RECIPES
+from keras_vits.edge.quantize.recipes import RECIPES
+from keras_vits.edge.targets.litert.quantization import File, outputs
+from keras_vits.edge.tune.qat import RoundedDense, Rounding
 from keras_vits.training import data, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:The calibration images")

@@ -11,11 +11,12 @@ from families import FAMILIES, images, randomize
 
 import keras_vits
 from keras_vits import edge
-from keras_vits.edge import litert, litert_quantization
-from keras_vits.edge import quantization as q
-from keras_vits.edge.graph import Builder
-from keras_vits.edge.recipes import RECIPES
-from keras_vits.edge.rewrite import RULES, fold_norm
+from keras_vits.edge import litert
+from keras_vits.edge.quantize import numerics as q
+from keras_vits.edge.quantize.recipes import RECIPES
+from keras_vits.edge.targets.litert import quantization as litert_quantization
+from keras_vits.graph.ir import Builder
+from keras_vits.graph.rewrite import RULES, fold_norm
 
 pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore:The calibration images")]
 WIDTH, DEPTH = 48, 2

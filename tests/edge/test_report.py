@@ -11,10 +11,9 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from keras_vits.edge import artifact as artifacts
-from keras_vits.edge.benchmark import Latency
-from keras_vits.edge.report import Row, host_environment, recommend, report
-from keras_vits.edge.report_plot import Point, plot
-from keras_vits.edge.verify import Verification
+from keras_vits.edge.evidence.plots import Point, plot
+from keras_vits.edge.evidence.report import Row, host_environment, recommend, report
+from keras_vits.edge.records import Latency, Verification
 
 pytestmark = pytest.mark.once
 

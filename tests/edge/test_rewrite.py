@@ -5,8 +5,8 @@ import pytest
 from families import FAMILIES, images
 
 from keras_vits.edge import trace
-from keras_vits.edge.graph import Builder
-from keras_vits.edge.rewrite import rewrite, with_head, with_pixels
+from keras_vits.graph.ir import Builder
+from keras_vits.graph.rewrite import rewrite, with_head, with_pixels
 from keras_vits.preprocess import Preprocessing
 
 family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)

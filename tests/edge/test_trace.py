@@ -15,8 +15,8 @@ from families import FAMILIES, images
 from keras import layers, ops
 
 from keras_vits.edge import trace
-from keras_vits.edge.graph import OPS
-from keras_vits.edge.trace import HOOKS, OPERATIONS
+from keras_vits.graph.ops import OPS
+from keras_vits.graph.trace import HOOKS, OPERATIONS
 
 family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 TINY = 1e-5  # of the output's scale: the bound between Graph and model

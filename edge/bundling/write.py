@@ -1,0 +1,235 @@
+"""A folder that an app developer drops into a project: the model, what the app must know of it, and the code that runs
+it.
+
+    out/ImageClassifier.kt   or .swift, .ts: loads the model, prepares a camera frame, returns labels, tests itself
+    out/model/               goes into the app's assets as it is
+        model.tflite         or model.mlpackage
+        model.json           input, preprocessing, outputs, head, and where the file comes from
+        labels.txt           K names, one a line
+        selftest.json        what the file gave here on the pictures, and how far a device may be from it
+        selftest/0.png ...   ten pictures of the model's input size
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import struct
+import zlib
+
+import numpy as np
+
+from keras_vits._util import files
+from keras_vits.preprocess import Preprocessing
+
+from ..artifact import Artifact
+from ..quantize.calibration import pictures as listed
+from ..selftest import PICTURES, generated, tolerance
+from ..targets import coreml, litert
+
+TEMPLATES = pathlib.Path(__file__).with_name("templates")
+PLATFORMS = {  # platform -> format, source file
+    "android": ("litert", "ImageClassifier.kt"),
+    "ios": ("coreml", "ImageClassifier.swift"),
+    "web": ("litert", "ImageClassifier.ts"),
+}
+TARGETS = {"litert": (litert, ".tflite"), "coreml": (coreml, ".mlpackage")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A written bundle.
+
+    Attributes:
+        path: of the folder.
+        platform: one of `PLATFORMS`.
+        artifact: what it was made from.
+        source: path of the source file.
+        model: path of the folder for the app's assets.
+        pictures: how many the self-test has.
+        tolerance: `"cpu"` and `"gpu"` -> the largest difference of an output that the self-test accepts.
+    """
+
+    path: pathlib.Path
+    platform: str
+    artifact: Artifact
+    source: pathlib.Path
+    model: pathlib.Path
+    pictures: int
+    tolerance: dict
+
+
+def bundle(artifact, out, platform, images=None, license=None):
+    """Writes what an app needs of a model into a folder, whole or not at all.
+
+    Args:
+        artifact: a LiteRT `Artifact` for `"android"` and `"web"`, a Core ML one for `"ios"`; with batch 1, and of a
+            model that knows its preprocessing.
+        out: the folder; a bundle that is there already is replaced.
+        platform: `"android"` (Kotlin, LiteRT), `"ios"` (Swift, Core ML) or `"web"` (TypeScript, LiteRT.js).
+        images: pictures for the self-test, of which the first ten are taken: a folder, or uint8 arrays (H,W) or (H,W,C)
+            of any size. Default: generated ones, always the same.
+        license: of the weights, for model.json.
+
+    Returns:
+        A `Bundle`.
+
+    Raises:
+        ValueError: an unknown platform, an artifact that the platform or an app cannot use, a file that was changed
+            after it was written, no pictures, or a folder that holds something else.
+    """
+    spec, preprocessing = _checked(artifact, platform)
+    path = pathlib.Path(out)
+    if path.exists() and not (path / "model" / "model.json").is_file() and not (path.is_dir() and _empty(path)):
+        raise ValueError(f"{path} holds something that is not a bundle: choose a new folder.")
+    pixels = generated(spec.shape[1:]) if images is None else _pictures(images, preprocessing)
+    target, suffix = TARGETS[artifact.format]
+    source = PLATFORMS[platform][1]
+    with files.writing(path) as temporary:
+        model = temporary / "model"
+        file = model / f"model{suffix}"
+        (model / "selftest").mkdir(parents=True)
+        (shutil.copytree if artifact.path.is_dir() else shutil.copy)(artifact.path, file)
+        if files.sha256(file) != artifact.sha256:
+            raise ValueError(f"{artifact.path} was changed after it was written: export it again.")
+        runner = target.load(dataclasses.replace(artifact, path=file))
+        expected, classes = _expected(artifact, runner, preprocessing, pixels)
+        allowed = tolerance(artifact, expected)
+        shutil.copy(TEMPLATES / source, temporary / source)
+        labels = "".join(" ".join(name.split()) + "\n" for name in artifact.class_names)
+        (model / "labels.txt").write_text(labels, encoding="utf-8")
+        _write(model / "model.json", _description(artifact, preprocessing, runner, file.name, platform, license), 1)
+        names = [f"selftest/{i}.png" for i in range(len(pixels))]
+        for name, picture in zip(names, pixels, strict=True):
+            (model / name).write_bytes(_png(picture))
+        _write(
+            model / "selftest.json",
+            {
+                "pictures_are": "generated" if images is None else "given",
+                "computed_by": runner.verified_by,
+                "tolerance": allowed,
+                "pictures": [
+                    {"file": name, "class": int(c), "output": [float(f"{v:.7g}") for v in row]}
+                    for name, c, row in zip(names, classes, expected, strict=True)
+                ],
+            },
+        )
+    return Bundle(
+        path=path,
+        platform=platform,
+        artifact=artifact,
+        source=path / source,
+        model=path / "model",
+        pictures=len(pixels),
+        tolerance=allowed,
+    )
+
+
+def _checked(artifact, platform):
+    """The artifact's `InputSpec` and `Preprocessing`, if an app on this platform can use it."""
+    if platform not in PLATFORMS:
+        raise ValueError(f"platform must be one of {', '.join(PLATFORMS)}; received {platform!r}.")
+    format = PLATFORMS[platform][0]
+    if artifact.format != format:
+        raise ValueError(
+            f"A bundle for {platform} takes a {TARGETS[format][1]} file; received {artifact.path.name}. Write one with "
+            f"edge.{format}.export(model, folder)."
+        )
+    spec = artifact.input
+    if len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[3] not in (1, 3):
+        raise ValueError(
+            f"An app classifies one grey or colour frame at a time; {artifact.path.name} takes {spec.shape}. Export a "
+            "model of 1 or 3 channels with batch=1."
+        )
+    if spec.layout != "nhwc":
+        raise ValueError(f"{artifact.path.name} takes channels first, and a camera gives them last: export it as nhwc.")
+    if not artifact.preprocessing:
+        raise ValueError(
+            f"{artifact.path.name} does not know its preprocessing, so an app could not prepare a frame for it: set "
+            "model.preprocessing and export it again."
+        )
+    return spec, dataclasses.replace(Preprocessing(**artifact.preprocessing), image_size=spec.shape[1:3])
+
+
+def _empty(folder):
+    return not any(folder.iterdir())
+
+
+def _pictures(images, preprocessing):
+    """The first ten pictures of a folder or of arrays, as pixels (N,h,w,C)."""
+    if isinstance(images, (str, pathlib.Path)):
+        images = listed(images)
+    if not len(images):
+        raise ValueError("There are no pictures for the self-test: give ten, or none at all for generated ones.")
+    return np.stack([preprocessing.pixels(picture) for picture in images[:PICTURES]])
+
+
+def _expected(artifact, runner, preprocessing, pixels):
+    """The first output (N,K) on pixels (N,h,w,C), and the most probable class (N,)."""
+    inputs = preprocessing.normalize(pixels) if artifact.input.dtype == "float32" else pixels
+    if artifact.head == "top_k":
+        found, classes = (np.concatenate(part) for part in zip(*(runner.run(x[None]) for x in inputs), strict=True))
+        classes = classes[:, 0]
+    else:
+        found = np.asarray(runner.predict(inputs))
+        classes = found.argmax(-1)
+    if found.ndim != 2 or found.dtype != np.float32 or not np.all(np.isfinite(found)):
+        raise ValueError(
+            f"The first output of {artifact.path.name} must be finite float32 numbers of shape (1, classes); it gives "
+            f"{found.dtype} of shape {(1, *found.shape[1:])}."
+        )
+    if artifact.head != "top_k" and artifact.class_names and len(artifact.class_names) != found.shape[1]:
+        raise ValueError(
+            f"{artifact.path.name} gives {found.shape[1]} classes and knows {len(artifact.class_names)} names: set "
+            "model.class_names and export it again."
+        )
+    return found, classes
+
+
+def _description(artifact, preprocessing, runner, file, platform, license):
+    """The content of model.json."""
+    inputs, outputs = [None], [None] * len(artifact.outputs)
+    if artifact.format == "litert":
+        inputs = [_quantization(tensor) for tensor in runner.interpreter.get_input_details()]
+        outputs = [_quantization(tensor) for tensor in runner.interpreter.get_output_details()]
+    return {
+        "name": artifact.model,
+        "file": file,
+        "platform": platform,
+        "input": {**dataclasses.asdict(artifact.input), "quantization": inputs[0]},
+        "preprocessing": {
+            **dataclasses.asdict(preprocessing),
+            "in_model": artifact.input.dtype != "float32",  # mean, std and channel_order are: give it RGB, 0 to 255
+        },
+        "outputs": [
+            {"name": name, "quantization": quantization}
+            for name, quantization in zip(artifact.outputs, outputs, strict=True)
+        ],
+        "head": artifact.head,
+        "recipe": artifact.recipe,
+        "license": license,
+        "sha256": artifact.sha256,
+        "size_bytes": artifact.size_bytes,
+        "tools": artifact.tools,
+    }
+
+
+def _quantization(tensor):
+    """Scale and zero point of an input or output of the interpreter, or `None`: it holds plain numbers."""
+    scale, zero_point = tensor["quantization"]
+    return {"scale": float(scale), "zero_point": int(zero_point)} if scale else None
+
+
+def _write(path, content, indent=None):
+    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _png(pixels):
+    """A PNG file of pixels (h,w,1 or 3), without the metadata by which a reader would change their colours."""
+    height, width, channels = pixels.shape
+    rows = np.pad(pixels.reshape(height, -1), ((0, 0), (1, 0)))  # each begins with its filter: none
+    header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )

@@ -1,0 +1,69 @@
+"""Latency, load time and memory of artifacts on a device that can be reached.
+
+A kind of device is one file in devices/, with
+
+    THREADS         how many threads a runtime may use where the caller does not say, a tuple
+    ACCELERATORS    names of everything there that may run an artifact, the CPU first
+    FORMATS         of the artifacts that it can run
+    measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, warmup_seconds) -> [Latency]
+
+where `where` is what stands behind the colon of `"android:R58M123"`, or `None`.
+"""
+
+import importlib
+
+from ..artifact import Artifact
+from ..records import check
+
+DEVICES = ("host", "android", "browser", "macos", "ios", "arm64")
+
+
+def benchmark(
+    artifacts, *, device="host", threads=None, accelerators=None, min_runs=50, min_seconds=2.0, warmup_seconds=0.5
+):
+    """Measures artifacts in turns, so that they can be compared.
+
+    Args:
+        artifacts: an `Artifact`, or a list of them to be compared.
+        device: where to run. `"host"` is the CPU of this machine; `"android"` or `"android:SERIAL"` a phone behind adb;
+            `"browser"` LiteRT.js in a headless Chromium, `"browser:serve"` or `"browser:HOST:PORT"` in the browser that
+            opens the page (`devices.browser.serve` tells its address); `"macos"` Core ML on each compute unit of this
+            Mac; `"ios:FOLDER"` takes the reports that Xcode exported.
+        threads: how many the runtime may use, or several such numbers; by default 2, in a browser 1 and 2, on a phone
+            1, 2 and 4.
+        accelerators: the name of one, or several: `"cpu"`, `"gpu"` and so on, as the device's file in devices/ lists
+            them; all that are present by default.
+        min_runs: every artifact is run at least this often ...
+        min_seconds: ... and at least this long; but a run that takes over a second or so is repeated less often.
+        warmup_seconds: every artifact first runs this long, and at least three times, unmeasured.
+
+    Returns:
+        A `Latency` of one artifact with one accelerator and one number of threads; a list of them where there is more
+        of one of these: artifact by artifact, of each one accelerator by accelerator, of a CPU threads by threads.
+
+    Raises:
+        ValueError: unknown device; an artifact that cannot run there, or is not the file that was written, or whose
+            process died (its last words are in the message).
+        DeviceError: a device that is not there or went away, with what it had measured.
+    """
+    one = isinstance(artifacts, Artifact)
+    artifacts = [artifacts] if one else list(artifacts)
+    kind, _, where = str(device).partition(":")
+    if kind not in DEVICES:
+        raise ValueError(f"Unknown device {device!r}. Known: {', '.join(DEVICES)}.")
+    module = importlib.import_module(f".devices.{kind}", __package__)
+    threads = module.THREADS if threads is None else threads
+    threads = (threads,) if isinstance(threads, int) else tuple(threads)
+    chosen = (accelerators,) if isinstance(accelerators, str) else accelerators and tuple(accelerators)
+    check(artifacts, module, kind, threads, chosen, min_runs)
+    found = module.measure(
+        artifacts,
+        where or None,
+        threads=threads,
+        accelerators=chosen,
+        min_runs=min_runs,
+        min_seconds=min_seconds,
+        warmup_seconds=warmup_seconds,
+    )
+    one = one and len(threads) == len(chosen or module.ACCELERATORS) == len(found) == 1
+    return found[0] if one else found

@@ -1,0 +1,1 @@
+"""What quantization is for every target: recipes, calibration images, and the numerics of rounding."""

@@ -1,0 +1,165 @@
+"""What is measured of an artifact: records, and what goes wrong on a device."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import platform
+import subprocess
+import sys
+
+import numpy as np
+
+from . import artifact as artifact_files
+from .artifact import Artifact
+
+
+class DeviceError(ValueError):
+    """A device that is not there, or went away.
+
+    Attributes:
+        results: the `Latency` records that were complete by then.
+    """
+
+    def __init__(self, message, results=()):
+        super().__init__(message)
+        self.results = tuple(results)
+
+
+class DeviceWarning(UserWarning):
+    """One way of running an artifact failed on a device that goes on with the others."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latency:
+    """How fast an artifact runs: from images (B,H,W,C) in memory to outputs, where B is the file's batch, usually 1.
+
+    What a device cannot tell is `None`.
+
+    Attributes:
+        artifact_path: of the file that was measured.
+        device: one of `DEVICES`, with its address: `"host"`, `"android:R58M123"`.
+        cpu: the processor's or the chip's name.
+        runtime: name and version of what ran the file.
+        accelerator: what ran it: `"cpu"`, or another of the device's `ACCELERATORS`.
+        threads: how many the runtime was allowed; `None` where it decides for itself.
+        runs: how many were timed.
+        median_ms: of one run, as the next two.
+        p90_ms: nine of ten runs are faster.
+        p99_ms: 99 of 100 runs are faster.
+        load_ms: from the file to a model that is ready for its first image, the runtime being imported already.
+        peak_memory_bytes: largest resident memory of the process that did nothing but run this artifact.
+        baseline_memory_bytes: the part of it that was there before the file was loaded: Python and the runtime.
+        round_ms: the mean of every turn, in the order of the turns; see `ratio`.
+        started: date and time in UTC, the same for all artifacts of one `benchmark` call.
+        environment: what else is known of the device, such as its operating system and temperature.
+    """
+
+    artifact_path: pathlib.Path
+    device: str
+    cpu: str
+    runtime: str
+    accelerator: str = "cpu"
+    threads: int | None
+    runs: int
+    median_ms: float
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    load_ms: float | None = None
+    peak_memory_bytes: int | None = None
+    baseline_memory_bytes: int | None = None
+    round_ms: tuple[float, ...] = ()
+    started: str
+    environment: dict = dataclasses.field(default_factory=dict)
+
+
+def ratio(a, b):
+    """How many times as long `a` takes as `b`: the median, over the turns, of the ratio of their mean times.
+
+    A busy machine hardly moves it. Medians and minima within a turn would not do: there, a run that fits between two
+    interruptions looks free of them, while a longer one is always interrupted.
+
+    Args:
+        a: a `Latency`.
+        b: another one of the same `benchmark` call.
+
+    Returns:
+        The ratio; 0.5 means that `a` takes half of `b`'s time.
+
+    Raises:
+        ValueError: they were not measured together.
+    """
+    if (a.started, len(a.round_ms)) != (b.started, len(b.round_ms)):
+        names = f"{a.artifact_path.name} and {b.artifact_path.name}"
+        raise ValueError(f"{names} were not measured together: give both to one benchmark() call.")
+    return float(np.median(np.divide(a.round_ms, b.round_ms)))
+
+
+def cpu_name():
+    """The processor's name, as the operating system knows it."""
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def check(artifacts, module, kind, threads, accelerators, min_runs):
+    """Raises a ValueError for what the device of this kind, with its module, does not take."""
+    if not artifacts:
+        raise ValueError("There is nothing to measure: the list of artifacts is empty.")
+    for name, values in (("threads", threads), ("min_runs", (min_runs,))):
+        for value in values or (None,):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer; received {value!r}.")
+    for name in accelerators or ():
+        if name not in module.ACCELERATORS:
+            raise ValueError(f"{kind} has no accelerator {name!r}. It has: {', '.join(module.ACCELERATORS)}.")
+    for artifact in artifacts:
+        if artifact.format not in module.FORMATS:
+            runs = ", ".join(module.FORMATS)
+            raise ValueError(f"{artifact.path.name} is of the format {artifact.format}, and {kind} runs: {runs}.")
+        artifact_files.load(artifact.path)  # refuses a file that is not the one that was written
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verification:
+    """How far an artifact is from its model.
+
+    Attributes:
+        artifact: what was checked.
+        images: how many images it was checked on.
+        top1: fraction of images whose label the artifact gives, or `None` without labels.
+        reference_top1: the same of the model.
+        top1_agreement: fraction of images on which artifact and model give the same class.
+        sqnr_db: signal-to-quantization-noise ratio of the outputs, 10 log10(sum y^2 / sum (y - y')^2); infinite if
+        equal.
+        max_abs_error: largest difference of an output.
+        partitions: number of XNNPACK partitions of a LiteRT file (1: it runs there as a whole), otherwise `None`.
+        op_histogram: operations in the file by name.
+        operations: primitive operations of the model's graph, (before, after) it was simplified, or `None`.
+        gpu_offenders: why a phone's GPU would refuse a LiteRT file, see `gpu.offenders`; () if it would not, `None` for
+            another file or where ai-edge-litert is not installed.
+        verified_by: what ran the file.
+    """
+
+    artifact: Artifact
+    images: int
+    top1: float | None
+    reference_top1: float | None
+    top1_agreement: float
+    sqnr_db: float
+    max_abs_error: float
+    partitions: int | None
+    op_histogram: dict
+    operations: tuple[int, int] | None = None
+    gpu_offenders: tuple[str, ...] | None = None
+    verified_by: str
+
+
+def sqnr_db(signal, noise):
+    """Signal-to-quantization-noise ratio of two sums of squares."""
+    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)

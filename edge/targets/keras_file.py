@@ -1,0 +1,109 @@
+"""The .keras file as one more format: the model that the phone files come from, kept and checked like them."""
+
+import dataclasses
+import pathlib
+import zipfile
+
+import keras
+
+from keras_vits import __version__
+from keras_vits._util import files
+from keras_vits._util.files import writing
+from keras_vits.checkpoints.assign import initialize, set_value, values_later
+from keras_vits.graph.ir import histogram
+from keras_vits.models import _registry as registry
+from keras_vits.models._base import VisionModel
+from keras_vits.specs import InputSpec
+
+from .. import artifact as artifacts
+
+
+def export(model, folder, *, name=None):
+    """Writes a model without its optimizer as `<folder>/<name>.keras`.
+
+    Args:
+        model: a `VisionModel`.
+        folder: where to write; made if it does not exist.
+        name: of the file; the model's own by default.
+
+    Returns:
+        An `Artifact`.
+
+    Raises:
+        ValueError: a folder that cannot be written. Nothing is half-written.
+    """
+    name = name or model.name
+    path = pathlib.Path(folder) / f"{name}.keras"
+    with values_later():
+        bare = type(model).from_config(model.get_config())
+    for variable, value in zip(bare.weights, model.get_weights(), strict=True):
+        set_value(variable, value)
+    initialize(bare)
+    with files.alone(path.parent):
+        with writing(path) as temporary:
+            bare.save(temporary)
+        return artifacts.make(
+            path,
+            format="keras",
+            recipe="float32",
+            model=name,
+            input=InputSpec(name="image", shape=(1, *model.input_shape[1:])),
+            outputs=("logits",),
+            class_names=tuple(model.class_names or ()),
+            preprocessing=dataclasses.asdict(model.preprocessing),
+            tools={"keras_vits": __version__, "keras": keras.__version__, "backend": keras.backend.backend()},
+        )
+
+
+def read(path):
+    """The model of a .keras file, with its optimizer if it was saved with one.
+
+    Args:
+        path: of a file that `export`, a training or `model.save` wrote.
+
+    Returns:
+        A `VisionModel`.
+
+    Raises:
+        ValueError: no such file, or it is truncated or holds no model of this package.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f"No such file: {path}. Give a .keras file that keras-vits train wrote.")
+    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is truncated or not a .keras file: train the model again.")
+    registry.variants()  # makes the families' classes known to Keras
+    try:
+        model = keras.models.load_model(path)
+    except Exception as e:  # whatever zipfile, json and h5py raise on a damaged file
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise ValueError(f"{path} cannot be read ({reason}): train the model again.") from e
+    if not isinstance(model, VisionModel):
+        raise ValueError(f"{path} holds a {type(model).__name__}, not a model of keras_vits.")
+    return model
+
+
+def load(artifact):
+    """A `Runner` of a .keras artifact on the current backend."""
+    return Runner(artifact)
+
+
+class Runner:
+    """Runs a .keras artifact.
+
+    Attributes:
+        runtime: what computes, with its version.
+        verified_by: what a check with this runner rests on.
+    """
+
+    def __init__(self, artifact):
+        self.model = read(artifact.path)
+        self.runtime = self.verified_by = f"keras {keras.__version__} on {keras.backend.backend()}"
+
+    def predict(self, images):
+        """Images (N,H,W,C), normalised float32 -> logits (N,K)."""
+        return self.model.predict(images, batch_size=64, verbose=0)
+
+    def histogram(self):
+        """Number of layers by class, most frequent first."""
+        return histogram(type(layer).__name__ for layer in self.model.layers)

@@ -1,0 +1,186 @@
+"""The fastest quantized file that holds a budget: recipes first, then layers left in float where they lose too much."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from keras_vits._util.progress import progress
+
+from ..artifact import Artifact
+from ..evidence.benchmark import benchmark
+from ..evidence.verify import verify
+from ..quantize.calibration import items
+from ..records import Latency, Verification, ratio
+from ..targets import litert
+from .sensitivity import sensitivity
+
+RECIPES = ("static_int8", "dynamic_int8", "weight_int4", "float16")
+MIXED = ("static_int8", "dynamic_int8")  # worth a search for the layers that stay in float: they are fast
+METRICS = ("top1", "agreement", "sqnr")
+CALIBRATION = 64  # images, at most a quarter, that are taken from the data set when no others are given
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A file that was tried.
+
+    Attributes:
+        recipe: it was quantized by.
+        float_layers: that were left in float.
+        artifact: the file.
+        verification: against the model.
+        drop: what it loses, in the unit of the budget.
+        latency: beside the other files that hold the budget; `None` for one that does not.
+        time_ratio: its time over the float32 file's; `None` as above.
+    """
+
+    recipe: str
+    float_layers: tuple[str, ...]
+    artifact: Artifact
+    verification: Verification
+    drop: float
+    latency: Latency | None = None
+    time_ratio: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The fastest file that holds a budget.
+
+    Attributes:
+        artifact: the file.
+        metric: of the budget.
+        max_drop: the budget.
+        tried: every `Trial`, in the order they were made.
+    """
+
+    artifact: Artifact
+    metric: str
+    max_drop: float
+    tried: tuple[Trial, ...]
+
+    def table(self):
+        """What was tried, as lines of Markdown."""
+        return table(self.tried, self.max_drop)
+
+
+def quantize_to(
+    model, max_drop=0.5, *, metric="top1", dataset, folder="out", calibration=None, recipes=RECIPES, threads=2
+):
+    """Quantizes a model in every way that may serve, and returns the fastest file that holds a budget.
+
+    A recipe that misses it is tried again with its most sensitive layers in float, first one and then twice as many.
+
+    Args:
+        model: a `keras.Model` that `litert.export` takes.
+        max_drop: largest loss, in percent: of images by which top-1 falls (`"top1"`), of images whose class changes
+            (`"agreement"`), or of the outputs, as root mean square of their change over their own (`"sqnr"`; 1 % is
+            40 dB).
+        metric: `"top1"`, `"agreement"` or `"sqnr"`.
+        dataset: images (N,H,W,C), or (images, labels), as the model takes them, or a data set that yields batches of
+            either; `"top1"` needs labels (N,).
+        folder: where the files go.
+        calibration: images as `litert.quantize` takes them; by default the first of the data set, which are then not
+            measured on.
+        recipes: names, in the order they are tried.
+        threads: for the measurement of time.
+
+    Returns:
+        A `Choice`.
+
+    Raises:
+        ValueError: no file holds the budget (the message has the best one and the table), or a mistake in the
+            arguments.
+    """
+    images, labels = _arrays(dataset)
+    _check(metric, max_drop, images, labels)
+    if calibration is None:
+        held = min(CALIBRATION, len(images) // 4) or 1
+        calibration, images = images[:held], images[held:]
+        labels = None if labels is None else labels[held:]
+    f32 = litert.export(model, folder)
+    expected = litert.load(f32, threads).predict(images)
+
+    def trial(recipe, float_layers=()):
+        artifact = litert.quantize(f32, recipe, calibration, folder, float_layers=float_layers)
+        check = verify(artifact, expected, images, labels)
+        return Trial(
+            recipe=recipe,
+            float_layers=tuple(float_layers),
+            artifact=artifact,
+            verification=check,
+            drop=_drop(check, metric),
+        )
+
+    tried = []
+    for recipe in progress(recipes, "quantizing"):
+        tried.append(trial(recipe))
+        if tried[-1].drop > max_drop and recipe in MIXED:
+            worst = [row.layer for row in sensitivity(f32, calibration, recipe).worst()]
+            count = 1
+            while tried[-1].drop > max_drop and count <= len(worst) // 2:
+                tried.append(trial(recipe, worst[:count]))
+                count *= 2
+    holding = [t for t in tried if t.drop <= max_drop]
+    if not holding:
+        best = min(tried, key=lambda t: t.drop)
+        raise ValueError(
+            f"No file loses at most {max_drop} % ({metric}); the best, {best.artifact.path.name}, loses "
+            f"{best.drop:.3g} %. Allow more, or train with edge.qat.\n" + "\n".join(table(tried, max_drop))
+        )
+    base, *speeds = benchmark([f32, *(t.artifact for t in holding)], threads=threads)
+    speeds = {t.artifact.path: s for t, s in zip(holding, speeds, strict=True)}
+    tried = tuple(
+        dataclasses.replace(t, latency=s, time_ratio=ratio(s, base)) if (s := speeds.get(t.artifact.path)) else t
+        for t in tried
+    )
+    fastest = min((t for t in tried if t.latency), key=lambda t: t.time_ratio)
+    return Choice(artifact=fastest.artifact, metric=metric, max_drop=max_drop, tried=tried)
+
+
+def _arrays(dataset):
+    """(images, labels or None) of a data set."""
+    if hasattr(dataset, "shape"):
+        return np.asarray(dataset), None
+    if isinstance(dataset, (tuple, list)) and len(dataset) == 2 and hasattr(dataset[0], "shape"):
+        return np.asarray(dataset[0]), np.asarray(dataset[1])
+    found = [batch if isinstance(batch, (tuple, list)) else (batch,) for batch in items(dataset)]
+    images, *labels = (np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*found, strict=True))
+    return images, labels[0] if labels else None
+
+
+def _check(metric, max_drop, images, labels):
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}; received {metric!r}.")
+    if not max_drop >= 0:
+        raise ValueError(f"max_drop is a loss in percent, 0 or more; received {max_drop!r}.")
+    if metric == "top1" and labels is None:
+        raise ValueError("metric='top1' needs labels: pass dataset=(images, labels), or take metric='agreement'.")
+    if len(images) < 2 or (labels is not None and len(labels) != len(images)):
+        count = "none" if labels is None else len(labels)
+        raise ValueError(f"A data set has two or more images and a label for each; received {len(images)}, {count}.")
+
+
+def _drop(check, metric):
+    """What a file loses, in percent."""
+    if metric == "top1":
+        return 100 * (check.reference_top1 - check.top1)
+    if metric == "agreement":
+        return 100 * (1 - check.top1_agreement)
+    return 100 * 10 ** (-check.sqnr_db / 20)
+
+
+def table(tried, max_drop):
+    """Trials as lines of Markdown."""
+    lines = [
+        "| file | float layers | loss % | holds | SQNR dB | MB | time / float32 |",
+        "|---|---:|---:|---|---:|---:|---:|",
+    ]
+    for t in tried:
+        time = "" if t.time_ratio is None else f"{t.time_ratio:.2f}"
+        holds = "yes" if t.drop <= max_drop else "no"
+        size, sqnr = t.artifact.size_bytes / 1e6, t.verification.sqnr_db
+        name = pathlib.Path(t.artifact.path).name
+        lines.append(f"| {name} | {len(t.float_layers)} | {t.drop:.3g} | {holds} | {sqnr:.1f} | {size:.2f} | {time} |")
+    return lines

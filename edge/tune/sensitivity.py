@@ -1,0 +1,132 @@
+"""Which layer loses the answers: the noise that quantizing each one alone adds to the outputs."""
+
+import dataclasses
+import math
+import pathlib
+import tempfile
+
+import numpy as np
+
+from keras_vits._util.files import writing
+from keras_vits._util.progress import progress
+
+from ..quantize.calibration import batches
+from ..quantize.recipes import checked_recipe
+from ..records import sqnr_db
+from ..targets import litert
+from ..targets.litert.quantization import Preparation, outputs
+
+COMPARED = 8  # batches, at most, that the outputs are compared on: one number for each layer needs no more
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerNoise:
+    """A layer that was quantized alone.
+
+    Attributes:
+        layer: its name, which `litert.quantize(..., float_layers=[...])` takes.
+        sqnr_db: signal-to-quantization-noise ratio of the file's outputs, infinite if they did not change.
+    """
+
+    layer: str
+    sqnr_db: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """What quantizing each layer alone does to the outputs.
+
+    Attributes:
+        model: name of the model.
+        recipe: that the layers were quantized by.
+        images: how many the outputs were compared on.
+        rows: a `LayerNoise` for each quantized layer, in the order of the file.
+    """
+
+    model: str
+    recipe: str
+    images: int
+    rows: tuple[LayerNoise, ...]
+
+    def worst(self):
+        """The rows, the most sensitive layer first."""
+        return tuple(sorted(self.rows, key=lambda row: row.sqnr_db))
+
+    def float_layers(self, min_sqnr_db):
+        """The fewest layers to leave in float for outputs of at least so many dB, taking the layers' noise to add up.
+
+        Args:
+            min_sqnr_db: budget of the whole file.
+
+        Returns:
+            Names for `litert.quantize(..., float_layers=...)`, the most sensitive first.
+        """
+        rows = self.worst()
+        noise = [10 ** (-row.sqnr_db / 10) for row in rows]
+        allowed = 10 ** (-min_sqnr_db / 10)
+        count = next(n for n in range(len(rows) + 1) if sum(noise[n:]) <= allowed)
+        return tuple(row.layer for row in rows[:count])
+
+    def plot(self, path):
+        """Writes a drawing: a point for each layer, the further to the left the more it adds to the noise.
+
+        Args:
+            path: of the `.svg` file.
+
+        Returns:
+            The path.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise ImportError('matplotlib is needed for a plot: pip install "keras-vits[report]"') from None
+        rows = [row for row in self.rows if math.isfinite(row.sqnr_db)]
+        figure = Figure(figsize=(6.2, 0.6 + 0.16 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([row.sqnr_db for row in rows], range(len(rows)), "o", markersize=5)
+        axes.set_yticks(range(len(rows)), [row.layer for row in rows], fontsize=7)
+        axes.set_xlabel(f"SQNR of the outputs, dB, with this layer alone in {self.recipe}")
+        axes.invert_yaxis()
+        axes.grid(linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        path = pathlib.Path(path)
+        with writing(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        return path
+
+
+def sensitivity(model, calibration, recipe="static_int8"):
+    """Quantizes one layer at a time and compares the outputs with those of the float file.
+
+    Args:
+        model: a `keras.Model`, or a float32 LiteRT `Artifact`.
+        calibration: images as `litert.quantize` takes them.
+        recipe: name of a LiteRT recipe of integers.
+
+    Returns:
+        A `Sensitivity`.
+
+    Raises:
+        ValueError: an unknown recipe or one without integers, or bad calibration.
+    """
+    recipe = checked_recipe(recipe, "litert")
+    if not recipe.is_integer:
+        raise ValueError(f"Recipe {recipe.name!r} rounds no layer to integers: choose 'static_int8', for example.")
+    if calibration is None:
+        raise ValueError("A layer's sensitivity is measured on images: pass some tens of real ones as calibration=...")
+    if hasattr(model, "predict"):
+        with tempfile.TemporaryDirectory() as folder:
+            return sensitivity(litert.export(model, folder), calibration, recipe.name)
+    images = list(batches(calibration, model.input, model.preprocessing, "reading images"))
+    preparation = Preparation(model.path.read_bytes(), recipe, images, litert.of_bytes)
+    images = images[:COMPARED]
+    expected = outputs(litert.of_bytes(preparation.content), images)
+    rows = []
+    for layer in progress(preparation.layers(), "quantizing one layer at a time"):
+        content = preparation.quantized(only=layer, method="minmax")
+        noise = float(np.square(outputs(litert.of_bytes(content), images) - expected).sum())
+        rows.append(LayerNoise(layer=layer, sqnr_db=sqnr_db(float(np.square(expected).sum()), noise)))
+    count = len(images) * model.input.shape[0]
+    return Sensitivity(model=model.model, recipe=recipe.name, images=count, rows=tuple(rows))

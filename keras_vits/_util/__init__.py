@@ -1,0 +1,1 @@
+"""What the rest rests on: files, processes, progress. Nothing here knows a model."""

@@ -1,0 +1,23 @@
+"""Published weights: which there are, where they are, and how they become a model's."""
+
+from keras_vits.checkpoints.catalogue import (
+    Checkpoint,
+    LicenseWarning,
+    class_names,
+    download,
+    imagenet_classes,
+    name_license,
+    published,
+    table,
+)
+
+__all__ = [
+    "Checkpoint",
+    "LicenseWarning",
+    "class_names",
+    "download",
+    "imagenet_classes",
+    "name_license",
+    "published",
+    "table",
+]

@@ -1,0 +1,153 @@
+"""Which published checkpoint exists for which variant. The one file that touches the network."""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import pathlib
+import re
+import warnings
+
+from keras_vits.preprocess import Preprocessing
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.safetensors)(?<!\.pth)(?<!\.pt)")  # owner/name
+SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "cc-by-nc-4.0": "CC-BY-NC-4.0"}  # the hub's spelling -> SPDX's
+PERMISSIVE = ("Apache-2.0", "MIT")  # of the licences in the table; every other one restricts what the weights are for
+
+
+class LicenseWarning(UserWarning):
+    """A checkpoint's licence restricts what it may be used for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights published on the Hugging Face hub.
+
+    Attributes:
+        variant: the name that `keras_vits.create` builds them with.
+        tag: how they were trained.
+        hub_id: what `keras_vits.create` takes as `weights`.
+        license: SPDX identifier, the publisher's own name of a licence, or `None` where the publisher names none.
+        num_classes: outputs of the head; 0 if there is none.
+        preprocessing: the `Preprocessing` that they were evaluated with.
+        top1: accuracy in percent on ImageNet-1k's validation set as timm reports it; `None` if unknown or no such head.
+    """
+
+    variant: str
+    tag: str
+    hub_id: str
+    license: str | None
+    num_classes: int
+    preprocessing: Preprocessing
+    top1: float | None
+
+
+@functools.cache
+def table():
+    """Every published checkpoint of a registered variant, as a tuple of `Checkpoint`.
+
+    They are those of timm on the hub; `tools/generate_checkpoints.py` writes the file from timm's registry.
+    """
+    with open(pathlib.Path(__file__).with_name("checkpoints.csv"), newline="", encoding="utf-8") as file:
+        return tuple(_checkpoint(**row) for row in csv.DictReader(file))
+
+
+def _checkpoint(*, variant, tag, hub_id, license, num_classes, top1, image_size, mean, std, crop, **texts):
+    numbers = lambda text, kind=float: tuple(map(kind, text.split()))
+    preprocessing = Preprocessing(
+        image_size=numbers(image_size, int), mean=numbers(mean), std=numbers(std), crop=float(crop), **texts
+    )
+    return Checkpoint(
+        variant=variant,
+        tag=tag,
+        hub_id=hub_id,
+        license=license or None,
+        num_classes=int(num_classes),
+        preprocessing=preprocessing,
+        top1=float(top1) if top1 else None,
+    )
+
+
+def published(variant):
+    """The checkpoints of a variant.
+
+    Args:
+        variant: one of `keras_vits.list_models()`.
+
+    Returns:
+        A tuple of `Checkpoint`, empty if nobody published one.
+    """
+    return tuple(checkpoint for checkpoint in table() if checkpoint.variant == variant)
+
+
+@functools.cache
+def imagenet_classes():
+    """The 1000 names of ImageNet-1k's classes in the order of the logits: each synset's first WordNet lemma."""
+    return tuple(pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
+
+
+def class_names(config):
+    """The classes of a checkpoint that names none, from its `config.json`: ImageNet-1k's, or `None`."""
+    published = config.get("pretrained_cfg", {})
+    trained_on_imagenet = published.get("num_classes") == 1000 and "in1k" in (published.get("tag") or "")
+    return imagenet_classes() if trained_on_imagenet else None
+
+
+_named = set()  # licences that this process has been told of
+
+
+def name_license(source, config):
+    """Warns, once in a process for each licence, that it restricts what a checkpoint may be used for.
+
+    Args:
+        source: where the weights came from.
+        config: the `config.json` beside them, {} if there is none.
+    """
+    published, licenses = config.get("pretrained_cfg", {}), {c.hub_id: c.license for c in table()}
+    original = f"timm/{config.get('architecture')}.{published.get('tag')}"
+    stated = published.get("license")
+    license = licenses.get(str(source)) or SPDX.get(stated, stated) or licenses.get(original)
+    if license and license not in (*PERMISSIVE, *_named):
+        _named.add(license)
+        warnings.warn(
+            f"The weights of {source} are published under {license}, which restricts their use: read it on "
+            "huggingface.co before you build on them.",
+            LicenseWarning,
+            stacklevel=2,
+        )
+
+
+def download(hub_id):
+    """Fetches a checkpoint from the Hugging Face hub, once: later calls find it in the hub's local cache.
+
+    Args:
+        hub_id: `"owner/name"`.
+
+    Returns:
+        Path of the local folder, which holds `config.json` and `model.safetensors`, and `preprocessor_config.json` if
+        they are of transformers and have one.
+
+    Raises:
+        ValueError: there is no such repository or file, or no network.
+    """
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError:
+        raise ImportError('Downloading weights needs: pip install "keras-vits[hub]"') from None
+    try:
+        files = [pathlib.Path(hf_hub_download(hub_id, name)) for name in ("config.json", "model.safetensors")]
+        if '"model_type"' in files[0].read_text(encoding="utf-8"):  # of transformers
+            with contextlib.suppress(errors.EntryNotFoundError):
+                hf_hub_download(hub_id, "preprocessor_config.json")
+    except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError) as e:
+        missing = (
+            "repository" if isinstance(e, errors.RepositoryNotFoundError) else "config.json or model.safetensors in it"
+        )
+        raise ValueError(f"{hub_id} is not a local folder, and on huggingface.co there is no such {missing}.") from None
+    except (OSError, errors.HfHubHTTPError) as e:
+        reason = str(e).splitlines()[0]
+        raise ValueError(
+            f"{hub_id} could not be downloaded from huggingface.co ({reason}). Without a network, give a local "
+            "folder with config.json and model.safetensors."
+        ) from None
+    return files[0].parent

@@ -1,0 +1,196 @@
+"""The main job, end to end: pictures -> fit -> export -> quantize -> verify -> benchmark -> report."""
+
+import dataclasses
+import math
+import pathlib
+import sys
+import time
+
+from keras_vits._util.progress import progress
+from keras_vits.edge import coreml, keras_file, litert
+from keras_vits.edge.evidence.benchmark import benchmark
+from keras_vits.edge.evidence.report import Report, Row, report
+from keras_vits.edge.evidence.verify import reference, verify
+from keras_vits.models import _registry as registry
+from keras_vits.training import data, fit
+
+IMAGE_SIZE = 64  # pixels, at least: rounded up to what the model can take
+CALIBRATION = 128  # training pictures that static_int8 sees
+COREML_IMAGES = 500  # held-out pictures that the Core ML packages are checked on, at most
+LITERT_RECIPES = ("float16", "dynamic_int8", "static_int8")
+COREML_RECIPES = ("int8",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A model to train.
+
+    Attributes:
+        variant: one of `keras_vits.list_models()`.
+        name: of its files; the variant's by default.
+        hyperparameters: what differs from the variant.
+        epochs: passes over the training pictures.
+        learning_rate: AdamW's highest.
+    """
+
+    variant: str
+    name: str = ""
+    hyperparameters: dict = dataclasses.field(default_factory=dict)
+    epochs: int = 20
+    learning_rate: float = 1e-3
+
+
+# Small enough for some minutes on two cores. A narrow MobileViT v2, since depthwise convolutions train slowly on a CPU.
+JOBS = (
+    Job(
+        variant="mobilevitv2_050",
+        name="mobilevitv2_small",
+        hyperparameters=dict(
+            stem_width=8,
+            widths=(8, 16, 64, 96, 128),
+            depths=(1, 1, 1, 1, 1),
+            token_widths=(32, 48, 64),
+            token_depths=(1, 2, 1),
+        ),
+        epochs=8,
+        learning_rate=3e-3,
+    ),
+    Job(
+        variant="vit_tiny_patch16_224",
+        name="vit_small",
+        hyperparameters=dict(width=128, depth=6, heads=4, mlp_hidden=256),
+        epochs=40,
+        learning_rate=1e-3,
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What the demo came to.
+
+    Attributes:
+        rows: a `Row` for each file.
+        fits: model name -> its `Fit`.
+        report: paths of the report.
+        data: the `Data` it was trained on.
+        seconds: wall-clock time.
+    """
+
+    rows: tuple[Row, ...]
+    fits: dict
+    report: Report
+    data: data.Data
+    seconds: float
+
+
+def demo(
+    out="out",
+    *,
+    source="digits",
+    model=None,
+    size=None,
+    epochs=None,
+    batch_size=32,
+    limit=None,
+    resume=False,
+    seed=0,
+    say=None,
+):
+    """Trains, exports, quantizes, verifies, benchmarks and reports.
+
+    Args:
+        out: folder that everything is written to.
+        source: `"digits"`, or a folder with one subfolder of images per class; see `training.data.load`.
+        model: one of `keras_vits.list_models()`; a small MobileViT v2 and a small ViT by default.
+        size: side of the square that the model sees, in pixels; by default 64, or the next that the model can take.
+        epochs: passes over the training pictures; each model's own by default.
+        batch_size: pictures in a step of the training.
+        limit: use at most so many training and so many held-out pictures; all by default.
+        resume: whether to continue an interrupted training from its checkpoint in `out`.
+        seed: of weights, order and augmentation.
+        say: called with a line of text when a step begins and when an epoch ends.
+
+    Returns:
+        A `Demo`.
+
+    Raises:
+        ValueError: an unknown model, pictures that cannot be trained on, or a folder that cannot be written.
+    """
+    say, out = say or (lambda line: None), pathlib.Path(out)
+    started = time.perf_counter()
+    names = data.class_names(source)
+    rows, fits = [], {}
+    for job in [Job(variant=model)] if model else JOBS:
+        fit.set_seed(seed)
+        net = _create(job, len(names), size)
+        pictures = data.load(source, net.preprocessing, limit=limit)
+        if pictures.skipped and not fits:
+            say(pictures.warning())
+        checkpoint = fit.checkpoint_path(out, net.name)
+        total = epochs or job.epochs
+        say(f"Training {net.name} on {len(pictures.train)} pictures, {len(pictures.validation)} held out")
+        fits[net.name] = fit.fit(
+            net,
+            pictures.train,
+            pictures.validation,
+            epochs=total,
+            batch_size=batch_size,
+            learning_rate=job.learning_rate,
+            checkpoint=checkpoint,
+            resume=resume and checkpoint.exists(),
+            seed=seed,
+            callbacks=[fit.Say(say, total)],
+        )
+        say(f"Writing and verifying the files of {net.name}")
+        rows += _ship(net, pictures, out)
+    say("Measuring the latency of every file")
+    rows = measure(rows)
+    written = report(rows, out / "report.html")
+    for name in fits:
+        fit.checkpoint_path(out, name).unlink(missing_ok=True)
+    return Demo(rows=tuple(rows), fits=fits, report=written, data=pictures, seconds=time.perf_counter() - started)
+
+
+def image_size(job):
+    """Side of the square that the job's model sees, in pixels."""
+    cls, defaults = registry.lookup(job.variant)
+    multiple = cls.size_multiple(cls.Config(**{**defaults, **job.hyperparameters}))
+    return math.ceil(IMAGE_SIZE / multiple) * multiple
+
+
+def _create(job, classes, size):
+    cls, defaults = registry.lookup(job.variant)
+    given = dict(image_size=size or image_size(job), num_classes=classes)
+    return cls(name=job.name or job.variant, **{**defaults, **job.hyperparameters, **given})
+
+
+def _ship(model, pictures, out):
+    """Writes all files of a trained model and verifies each; returns a list of `Row`."""
+    held_out = pictures.validation
+    images, labels = held_out.images(), held_out.labels
+    expected = reference(model, images)
+    calibration = pictures.train.take(CALIBRATION).images()
+
+    float32 = litert.export(model, out)
+    float16 = coreml.export(model, out, precision="float16")
+    artifacts = [
+        keras_file.export(model, out),
+        float32,
+        *(litert.quantize(float32, recipe, calibration) for recipe in LITERT_RECIPES),
+        float16,
+        *(coreml.quantize(float16, recipe) for recipe in COREML_RECIPES),
+    ]
+    rows = []
+    for artifact in progress(artifacts, f"Verifying {model.name}"):
+        n = COREML_IMAGES if artifact.format == "coreml" else len(images)
+        rows.append(Row(artifact, verify(artifact, expected[:n], images[:n], labels[:n])))
+    return rows
+
+
+def measure(rows, *, threads=2, min_seconds=1.0):
+    """The rows with the latency of every file that this machine can run: Core ML runs on a Mac only."""
+    able = [row.artifact for row in rows if row.artifact.format != "coreml" or sys.platform == "darwin"]
+    found = benchmark(able, threads=threads, min_seconds=min_seconds) if able else []
+    latency = {artifact.path: speed for artifact, speed in zip(able, found, strict=True)}
+    return [dataclasses.replace(row, latency=latency.get(row.artifact.path)) for row in rows]

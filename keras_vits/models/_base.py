@@ -1,0 +1,467 @@
+"""VisionModel: a family's Config becomes a functional Keras model that saves, loads and fine-tunes."""
+
+import contextlib
+import dataclasses
+import fnmatch
+import math
+import re
+
+import keras
+from keras import ops
+
+from keras_vits.checkpoints.assign import initialize, resample_positions, set_value, values_later
+from keras_vits.preprocess import Preprocessing
+
+BLOCK = re.compile(r"(stage_\d+_)?block_\d+")  # the layers that `features` numbers
+STATE = {"moving_mean", "moving_variance", "seed_generator_state"}  # variables that a layer changes when it is called
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Feature:
+    """A block's output as a feature map (B,height,width,channels), known without running the model.
+
+    Attributes:
+        name: of the block.
+        channels: C, or the tokens' width D.
+        stride: pixels of the image, along each side, for a pixel of the map.
+        height: pixels of the map, or rows of the tokens' grid.
+        width: pixels of the map, or columns of the tokens' grid.
+    """
+
+    name: str
+    channels: int
+    stride: int
+    height: int
+    width: int
+
+
+class VisionModel(keras.Model):
+    """Base of every family: image (B,H,W,C) -> stem -> tokens -> blocks -> pool -> head -> logits (B,K).
+
+    A family states its `Config` (a frozen dataclass), its `variants` (name -> hyper-parameters), its weight tables
+    `names` and a static `graph(cfg, image)` that reads top to bottom. A hyper-parameter is written in one place, the
+    Config: `get_config` is `asdict(cfg)`.
+
+    Args:
+        name: name of the model, also the name of the variant it was created as.
+        dtype: Keras dtype policy of all layers, e.g. `"mixed_bfloat16"`; the global policy by default. Weights stay in
+            float32 under a mixed policy, and the head always computes in float32.
+        trainable: whether the weights train.
+        preprocessing: a `Preprocessing`, how an image becomes the model's input; the family's own by default.
+        class_names: K names of the classes in the order of the logits, or `None`.
+        frozen: names of the layers that do not train, as `freeze` leaves them.
+        remat: whether training keeps only the blocks' inputs for the backward pass and computes the rest a second time
+            (gradient checkpointing): much less memory for about a third more time, the same results. Models that
+            `features` returns do not.
+        **hyperparameters: the fields of `Config`.
+
+    Raises:
+        ValueError: a hyper-parameter that does not exist or is impossible.
+    """
+
+    Config = None
+    variants = {}
+    names = {}  # source format -> {our layer name: the source's layer name}; see weights.py
+    preprocessing_defaults = {}  # fields of Preprocessing that the family's published weights were trained with
+
+    @staticmethod
+    def graph(cfg, image):
+        """The forward pass, from the symbolic image (B,H,W,C) to the symbolic logits (B,K)."""
+        raise NotImplementedError("A family must define graph(cfg, image).")
+
+    @staticmethod
+    def size_multiple(cfg):
+        """What the image's height and width must be multiples of, in pixels."""
+        return 1
+
+    def __init__(
+        self,
+        *,
+        name=None,
+        dtype=None,
+        trainable=True,
+        preprocessing=None,
+        class_names=None,
+        frozen=(),
+        remat=False,
+        **hyperparameters,
+    ):
+        cfg = self._checked(hyperparameters)
+        with _policy(dtype):
+            image = keras.Input((*cfg.image_size, cfg.in_channels), name="image")
+            logits = self.graph(cfg, image)
+            policy = keras.config.dtype_policy()
+        super().__init__(inputs=image, outputs=logits, name=name)
+        self.dtype_policy = policy
+        self.trainable = trainable
+        for layer in frozen:
+            self.get_layer(layer).trainable = False
+        self.remat = remat
+        self.cfg = cfg
+        if not isinstance(preprocessing, Preprocessing):
+            preprocessing = Preprocessing(**(preprocessing or self.preprocessing_defaults))
+        self.preprocessing = dataclasses.replace(
+            preprocessing,
+            image_size=cfg.image_size,
+            mean=_per_channel(preprocessing.mean, cfg.in_channels),
+            std=_per_channel(preprocessing.std, cfg.in_channels),
+        )
+        self.class_names = class_names
+
+    @property
+    def class_names(self):
+        """Names of the K classes in the order of the logits, or `None`."""
+        return list(self._class_names) if self._class_names else None
+
+    @class_names.setter
+    def class_names(self, names):
+        names = tuple(str(n) for n in names) if names else ()
+        if names and len(names) != self.cfg.num_classes:
+            raise ValueError(f"class_names has {len(names)} names but the model has {self.cfg.num_classes} classes.")
+        self._class_names = names
+
+    @classmethod
+    def _checked(cls, hyperparameters):
+        """A Config with `image_size` as (height, width); `ValueError` for what cannot be built."""
+        fields = {f.name for f in dataclasses.fields(cls.Config)}
+        if unknown := sorted(set(hyperparameters) - fields):
+            raise ValueError(
+                f"{cls.__name__} has no hyper-parameter {', '.join(unknown)}. It has: {', '.join(sorted(fields))}."
+            )
+        try:
+            cfg = cls.Config(**hyperparameters)
+        except TypeError as e:
+            raise ValueError(
+                f"{cls.__name__}: {e}. Use keras_vits.create(name) to start from a published variant."
+            ) from None
+        size = (cfg.image_size, cfg.image_size) if isinstance(cfg.image_size, int) else tuple(cfg.image_size)
+        if len(size) != 2 or any(not isinstance(s, int) or s < 1 for s in size):
+            raise ValueError(
+                f"image_size must be pixels or (height, width), both positive; received {cfg.image_size!r}."
+            )
+        tuples = {k: tuple(v) for k, v in vars(cfg).items() if isinstance(v, list)}  # JSON has no tuples
+        cfg = dataclasses.replace(cfg, **{**tuples, "image_size": size})
+        if not isinstance(cfg.in_channels, int) or cfg.in_channels < 1:
+            raise ValueError(f"in_channels must be a positive integer; received {cfg.in_channels!r}.")
+        if not isinstance(cfg.num_classes, int) or cfg.num_classes < 0:
+            raise ValueError(f"num_classes must be 0 (no head) or a positive integer; received {cfg.num_classes!r}.")
+        if not 0 <= cfg.drop_path < 1:
+            raise ValueError(f"drop_path is a probability in [0, 1); received {cfg.drop_path!r}.")
+        multiple = cls.size_multiple(cfg)
+        if any(s % multiple for s in size):
+            near = " x ".join(str(max(multiple, round(s / multiple) * multiple)) for s in size)
+            raise ValueError(
+                f"image_size {size[0]} x {size[1]} does not fit {cls.__name__}: height and width must be multiples of "
+                f"{multiple} pixels (patch size or total stride). The nearest size is {near}."
+            )
+        return cfg
+
+    def call(self, inputs, training=None, mask=None):
+        if not (self.remat and training):
+            return super().call(inputs, training=training, mask=mask)
+
+        def operation(layer):
+            if BLOCK.fullmatch(layer.name):
+                return _rematerialized(layer)
+            if isinstance(layer, keras.Layer):  # told so itself: in JAX's stateless call no context tells it
+                return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": True})
+            return layer
+
+        return self._run_through_graph(self._standardize_inputs(inputs), operation_fn=operation)
+
+    # ---------------------------------------------------------------- features
+
+    @property
+    def feature_info(self):
+        """A `Feature` for each block, in the order of the forward pass.
+
+        A pyramid of maps, the last one of every stride: `{f.stride: f.name for f in model.feature_info}.values()`.
+        """
+        found = []
+        for name in self._blocks:
+            height, width = self._grid(name)
+            stride = self.cfg.image_size[0] // height
+            channels = self.get_layer(name).output.shape[-1]
+            found.append(Feature(name=name, channels=channels, stride=stride, height=height, width=width))
+        return found
+
+    def features(self, which=None, maps=False):
+        """A model of intermediate results, sharing this model's weights.
+
+        Args:
+            which: block numbers in the order of the forward pass (negative ones count from the end), or layer names
+                such as `"block_3"`, `"stage_2_block_0"`, `"norm"`; every block by default.
+            maps: whether tokens (B,N,D) become a feature map (B,h,w,D), without the tokens that stand before the
+                patches (class, distillation, registers).
+
+        Returns:
+            A `keras.Model` from images (B,H,W,C) to a list of the chosen layers' outputs.
+
+        Raises:
+            ValueError: no such block or layer, or a layer after the pooling that has no map.
+        """
+        outputs = []
+        for name in map(self._name, self._blocks if which is None else which):
+            x = self.get_layer(name).output
+            if maps and len(x.shape) != 4:
+                height, width = self._grid(name)
+                x = ops.reshape(x[:, x.shape[1] - height * width :], (-1, height, width, x.shape[-1]))
+            outputs.append(x)
+        return keras.Model(self.inputs, outputs, name=f"{self.name}_features")
+
+    @property
+    def _blocks(self):
+        return [layer.name for layer in self.layers if BLOCK.fullmatch(layer.name)]
+
+    def _name(self, key):
+        """The layer that a block number or a layer name means."""
+        blocks = self._blocks
+        if isinstance(key, int) and -len(blocks) <= key < len(blocks):
+            return blocks[key]
+        if any(layer.name == key for layer in self.layers):
+            return key
+        raise ValueError(
+            f"No block or layer {key!r}: {self.name} has blocks 0 to {len(blocks) - 1}, named {', '.join(blocks)}."
+        )
+
+    def _grid(self, name):
+        """Height and width of a layer's map. Tokens have those of the last map before them, and end with its pixels."""
+        grid = self.cfg.image_size
+        for layer in self.layers:
+            shape = layer.output.shape
+            if len(shape) == 4:
+                grid = shape[1:3]
+            if layer.name == name:
+                break
+        if len(shape) < 3 or (len(shape) == 3 and shape[1] < math.prod(grid)):
+            raise ValueError(f"Layer {name!r} of {self.name} gives {shape}, which is no feature map: choose a block.")
+        return grid
+
+    # ---------------------------------------------------------------- fine-tuning
+
+    def reset_head(self, num_classes):
+        """A model like this one with a new head for other classes; this one stays as it is.
+
+        Everything but the head keeps its weights, and the new model the preprocessing, the dtype and what is frozen;
+        adapters are merged. It has no class names and is not compiled.
+
+        Args:
+            num_classes: K, classes of the new, randomly initialised head; 0 for none, which gives the pooled features.
+
+        Returns:
+            A `VisionModel` from images (B,H,W,C) to logits (B,K).
+
+        Raises:
+            ValueError: a negative number of classes.
+        """
+        frozen = [name for name in self._frozen if not name.startswith("head")]
+        return self._rebuilt(
+            lambda path: not path.startswith("head"), num_classes=num_classes, class_names=None, frozen=frozen
+        )
+
+    def resized(self, image_size):
+        """A model like this one for images of another size, with position embeddings resampled; this one stays.
+
+        Args:
+            image_size: pixels, or (height, width).
+
+        Returns:
+            A `VisionModel` from images of that size. It is not compiled; adapters are merged.
+
+        Raises:
+            ValueError: a size that the model cannot take, or weights that hold for one size only, as those of dense
+                layers across tokens do.
+        """
+        return self._rebuilt(lambda path: True, image_size=image_size)
+
+    def freeze(self, up_to=None):
+        """Keeps the layers from the image up to one of them from training, and lets those behind it train.
+
+        A frozen batch normalisation uses its statistics and does not update them. Saved models stay frozen. Compile
+        afterwards: Keras fixes what trains when a model is compiled and first fitted.
+
+        Args:
+            up_to: a layer's name or a block number (negative ones count from the end), inclusive, in the order of the
+                forward pass; everything but the head by default.
+
+        Raises:
+            ValueError: no such block or layer; or `enable_lora` was called, which has frozen what it does not adapt.
+        """
+        self._refuse_lora("freeze")
+        names = [layer.name for layer in self.layers]
+        if up_to is None:
+            frozen = [name for name in names if not name.startswith("head")]
+        else:
+            frozen = names[: names.index(self._name(up_to)) + 1]
+        self._train_everything()
+        for name in frozen:
+            self.get_layer(name).trainable = False
+
+    def unfreeze(self):
+        """Lets every layer train. Compile afterwards.
+
+        Raises:
+            ValueError: `enable_lora` was called: `merge_lora` gives a model that trains as a whole.
+        """
+        self._refuse_lora("unfreeze")
+        self._train_everything()
+
+    def _train_everything(self):
+        self.trainable = False  # TensorFlow passes nothing on to the layers when the model's own value stays the same
+        self.trainable = True
+
+    def enable_lora(self, rank, pattern="*/attention/*", alpha=None):
+        """Trains low-rank changes of the blocks' dense layers instead of their kernels. LoRA, arXiv 2106.09685.
+
+        A kernel becomes kernel + alpha / rank * a b, with a (I,rank) random and b (rank,O) zero at first. These and
+        the head train, all else is frozen. A file that `save` writes holds the merged kernels of a plain model that
+        trains as a whole, from a new optimizer. Compile afterwards.
+
+        Args:
+            rank: of the changes, a positive integer; 4 to 16 are usual.
+            pattern: shell pattern of dense layers in the blocks; by default those of attention. `"*"` means all.
+            alpha: how strongly the changes count, over `rank`; equal to `rank` by default.
+
+        Raises:
+            ValueError: an impossible rank, no such layer, or adapters that are there already.
+        """
+        self._refuse_lora("enable_lora")
+        if not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank must be a positive integer; received {rank!r}.")
+        dense = {
+            layer.kernel.path.removesuffix("/kernel"): layer
+            for block in self._blocks
+            for layer in self.get_layer(block)._flatten_layers()
+            if isinstance(layer, keras.layers.Dense)
+        }
+        chosen = fnmatch.filter(dense, pattern)
+        if not chosen:
+            raise ValueError(f"No dense layer of {self.name} matches {pattern!r}. It has {', '.join(sorted(dense))}.")
+        self.freeze()
+        for path in chosen:
+            layer = dense[path]
+            with contextlib.ExitStack() as scopes:  # the new variables get the layer's whole path
+                for part in path.split("/")[:-1]:
+                    scopes.enter_context(keras.name_scope(part))
+                layer.enable_lora(rank, lora_alpha=alpha)
+            layer.lora_kernel_a.trainable = layer.lora_kernel_b.trainable = True  # in a layer that is frozen
+
+    def merge_lora(self):
+        """A plain model in which the changes that `enable_lora` trained are part of the kernels; this one stays.
+
+        Returns:
+            A `VisionModel` that computes the same and trains as a whole. It is not compiled.
+        """
+        return self._rebuilt(lambda path: True)
+
+    @property
+    def _lora(self):
+        """The dense layers that `enable_lora` changed."""
+        return [layer for layer in self._flatten_layers() if getattr(layer, "lora_enabled", False)]
+
+    @property
+    def _frozen(self):
+        """Names of the layers whose weights do not train, for a model that trains; with adapters, of the merged one."""
+        if not self.trainable or self._lora:
+            return []
+        return [layer.name for layer in self.layers if layer.weights and not layer.trainable]
+
+    def _refuse_lora(self, method):
+        if self._lora:
+            raise ValueError(
+                f"{self.name} has LoRA adapters, so {method} does not apply: take model.merge_lora() first."
+            )
+
+    def _rebuilt(self, keep, **changes):
+        """A model with a changed configuration and, where `keep` says so of their path, this one's merged weights."""
+        values = {v.path: v for v in self.weights}
+        for layer in self._lora:
+            kernel = next(v for v in layer.weights if v.name == "kernel")
+            change = ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
+            values[kernel.path] = kernel + layer.lora_alpha / layer.lora_rank * change
+        with values_later():
+            model = type(self).from_config({**self.get_config(), **changes})
+        for variable in model.weights:
+            if keep(variable.path):
+                value = self._at_size(model, variable, values[variable.path])
+                set_value(variable, ops.copy(value))  # JAX would share the array, and training deletes it
+        initialize(model)
+        return model
+
+    def _at_size(self, model, variable, value):
+        """The value of one of our variables for a model like this one, whose images may be of another size."""
+        if tuple(value.shape) == tuple(variable.shape):
+            return value
+        if variable.path != "position/table":
+            raise ValueError(
+                f"{self.name} is for images of {self.cfg.image_size} pixels only: at {model.cfg.image_size} its "
+                f"{variable.path} would be {tuple(variable.shape)}, and it is {tuple(value.shape)}."
+            )
+        old, new = ([side // m.size_multiple(m.cfg) for side in m.cfg.image_size] for m in (self, model))
+        return resample_positions(ops.convert_to_numpy(value), new, value.shape[1] - math.prod(old), old)
+
+    # ---------------------------------------------------------------- saving
+
+    def get_config(self):
+        return {
+            **dataclasses.asdict(self.cfg),
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "trainable": self.trainable,
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "class_names": self.class_names,
+            "frozen": self._frozen,
+            "remat": self.remat,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        if isinstance(config.get("dtype"), dict):
+            config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
+        return cls(**config)
+
+
+def _rematerialized(layer):
+    """Calls a layer in training so that only its inputs are kept, and the backward pass computes the rest again.
+
+    Its variables go in as tensors, and its state (statistics, seeds) comes out as tensors: the second run sees what the
+    first saw, draws the same random numbers and updates nothing. `keras.RematScope` does not see to that.
+    """
+    state = [v for v in layer.variables if v.name in STATE]
+    fixed = [v for v in layer.variables if v.name not in STATE]
+
+    def run(values, *inputs):
+        mapping = list(zip(state + fixed, values, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            outputs = layer(*inputs, training=True)
+        return outputs, [scope.get_current_value(v) for v in state]
+
+    def call(*inputs):
+        # `v[...]` is a tensor in the variable's memory; the state's must outlive that, as PyTorch assigns in place.
+        values = [ops.copy(v) for v in state] + [v[...] for v in fixed]
+        outputs, after = keras.remat(run)(values, *inputs)
+        for variable, value in zip(state, after, strict=True):
+            variable.assign(value)
+        return outputs
+
+    return call
+
+
+def _per_channel(values, channels):
+    """The values, or their average for every channel if their number is another one."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+@contextlib.contextmanager
+def _policy(dtype):
+    """Layers made inside get this dtype policy."""
+    if dtype is None:
+        yield
+        return
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -1,0 +1,88 @@
+"""Variant name -> (model class, hyper-parameters). Families in `keras_vits/models/` are found automatically."""
+
+import difflib
+import fnmatch
+import importlib
+import pkgutil
+
+import keras
+
+from keras_vits.checkpoints import catalogue as checkpoints
+
+_variants = {}  # name -> (class, hyper-parameters), in the order of registration
+
+
+def register(cls):
+    """Class decorator of a family: makes its `variants` known to `create` and its class known to `.keras` files."""
+    for name, hyperparameters in cls.variants.items():
+        if name in _variants:
+            raise ValueError(
+                f"Variant {name!r} is registered twice: by {_variants[name][0].__name__} and {cls.__name__}."
+            )
+        _variants[name] = (cls, hyperparameters)
+    return keras.saving.register_keras_serializable("keras_vits")(cls)
+
+
+def variants():
+    """All registered variants, as a mapping name -> (class, hyper-parameters)."""
+    from keras_vits import models
+
+    for module in pkgutil.iter_modules(models.__path__):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{models.__name__}.{module.name}")
+    return _variants
+
+
+def list_models(pattern="*", pretrained=False):
+    """Names that `create` accepts.
+
+    Args:
+        pattern: shell pattern such as `"mobilevit*"`.
+        pretrained: only models that have published weights; `keras_vits.checkpoints.published(name)` lists these.
+
+    Returns:
+        Sorted list of names.
+    """
+    known = variants()
+    if pretrained:
+        known = known.keys() & {checkpoint.variant for checkpoint in checkpoints.table()}
+    return sorted(fnmatch.filter(known, pattern))
+
+
+def lookup(name):
+    """The class and hyper-parameters of a variant; a `ValueError` with the nearest names if there is none."""
+    known = variants()
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        hint = f"Did you mean {', '.join(map(repr, near))}?" if near else "See keras_vits.list_models()."
+        raise ValueError(f"Unknown model {name!r}. {hint}")
+    return known[name]
+
+
+def create(name, weights=None, **overrides):
+    """Builds a model, with random weights or from a published checkpoint.
+
+    Args:
+        name: one of `list_models()`, e.g. `"mobilevit_xs"`.
+        weights: `None` for random weights; a Hugging Face hub id of a timm checkpoint
+            (`"timm/mobilevit_xs.cvnets_in1k"`) or of one of transformers (`"google/vit-base-patch16-224"`); a local
+            folder in either layout (`config.json` + `model.safetensors`); or a `.safetensors` file of timm's names.
+            With a checkpoint, `num_classes` defaults to the checkpoint's; another `num_classes` leaves the head
+            randomly initialised. A licence that restricts the weights' use is named once by a
+            `keras_vits.checkpoints.LicenseWarning`.
+        **overrides: fields of the family's `Config`: `num_classes`, `in_channels`, `image_size` (pixels, or
+            (height, width)), `drop_path` and so on; and `dtype`, a Keras dtype policy such as `"mixed_bfloat16"`.
+
+    Returns:
+        A `VisionModel`, which is a `keras.Model` from images (B,H,W,C), normalised as `model.preprocessing` says, to
+        logits (B,K).
+
+    Raises:
+        ValueError: unknown name, impossible hyper-parameters, or a checkpoint that does not fit (tensors are named).
+    """
+    cls, hyperparameters = lookup(name)
+    if weights is None:
+        return cls(name=name, **{**hyperparameters, **overrides})
+    from keras_vits.checkpoints.assign import create_from_checkpoint
+
+    return create_from_checkpoint(name, weights, overrides)
