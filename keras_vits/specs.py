@@ -1,32 +1,252 @@
-"""What a model or a file takes and gives."""
+"""What a model or a file takes and gives, said once and asked everywhere: `InputSpec` and `OutputSpec`.
+
+Ours declare them (`VisionModel.input_specs`, `VisionModel.output_specs`). Of another model `read_outputs` reads them
+from its traced graph; what no graph tells is asked for (`kinds`).
+"""
+
+from __future__ import annotations
 
 import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+if typing.TYPE_CHECKING:
+    from keras_vits.graph.ir import Graph
+
+Kind = typing.Literal[
+    "logits",  # (...,K), K > 1: a softmax makes them probabilities
+    "probabilities",  # (...,K), K > 1: they sum to 1; or (...,1): of the one class
+    "binary_logit",  # (...,1): a sigmoid makes it the probability of the one class
+    "top_scores",  # (B,k): the largest probabilities, descending; their classes are the next output
+    "top_classes",  # (B,k) int32
+    "features",  # (B,D) or (B,h,w,D): no classes
+    "tokens",  # (B,N,D)
+    "boxes",  # (B,Q,4)
+    "mask",  # (B,h,w,K): a class for every pixel
+    "tensor",  # anything else: what it means is not known
+]
+KINDS: tuple[str, ...] = typing.get_args(Kind)
+CLASSIFYING = ("logits", "probabilities", "binary_logit")  # kinds that tell a class of an image
+
+
+class SpecError(ValueError):
+    """Something was asked of an output that its kind does not have."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What the file takes.
+    """What a model or a file takes as one of its inputs.
 
     Attributes:
-        name: of the input in the file's signature.
-        shape: (B,H,W,C), static.
+        name: of the input: the model's own, and in the file's signature.
+        shape: static, the batch first: (B,H,W,C) of images.
+        dtype: `"float32"` (images normalised as `preprocessing` says), `"uint8"` or `"image"` (pixels 0 to 255: the
+            normalisation is in the graph, or in the image input of a Core ML model), `"int32"`.
         layout: `"nhwc"`, or `"nchw"` for a file whose images are (B,C,H,W); everything here takes them as (B,H,W,C).
-        dtype: `"float32"` (normalised as `preprocessing` says), or `"uint8"` / `"image"` (pixels 0 to 255: the
-            normalisation is in the graph, or in the image input of a Core ML model).
+        preprocessing: fields of `keras_vits.preprocess.Preprocessing` that make an image of it; {} where it is not
+            known, and of what is no image.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
     layout: str = "nhwc"
+    preprocessing: Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in self.preprocessing.items()}
+        object.__setattr__(self, "preprocessing", plain)
 
     @property
-    def stored_shape(self):
+    def is_image(self) -> bool:
+        """Whether it has the shape of images (B,H,W,C)."""
+        return len(self.shape) == 4
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether it takes pixels 0 to 255, whose normalisation is in the file."""
+        return self.dtype in ("uint8", "image")
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
         """The shape that the file has for it."""
         return tuple(self.shape[i] for i in (0, 3, 1, 2)) if self.layout == "nchw" else self.shape
 
-    def as_stored(self, images):
+    def as_stored(self, images: np.ndarray) -> np.ndarray:
         """Images (B,H,W,C) as the file takes them."""
         return np.ascontiguousarray(np.moveaxis(images, 3, 1)) if self.layout == "nchw" else images
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputSpec:
+    """What a model or a file gives as one of its outputs.
+
+    Attributes:
+        name: of the output: the model's own key or layer, and in the file's signature.
+        kind: one of `KINDS`.
+        shape: static, the batch first; () where it is not known.
+        classes: K, of a kind that tells classes; otherwise `None`. One class is a yes or no.
+        class_names: K names in the order of the classes, or () where nobody named them.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...] = ()
+    classes: int | None = None
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
+        if self.kind not in KINDS:
+            raise SpecError(f"The kind of an output is one of {', '.join(KINDS)}; received {self.kind!r}.")
+        if self.class_names and len(self.class_names) != self.classes:
+            raise SpecError(
+                f"Output {self.name!r} has {self.classes} classes and {len(self.class_names)} class names: give a name "
+                "for each class, or none."
+            )
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether it tells one class of a whole image."""
+        return self.kind in CLASSIFYING and len(self.shape) in (0, 2)
+
+    def probabilities(self, values: np.ndarray) -> np.ndarray:
+        """Values (...,K) of this output as probabilities (...,K), in double precision.
+
+        Raises:
+            SpecError: an output of this kind has no classes.
+        """
+        values = np.asarray(values, "float64")
+        if self.kind == "logits":
+            e = np.exp(values - values.max(-1, keepdims=True))
+            return e / e.sum(-1, keepdims=True)
+        if self.kind == "binary_logit":
+            e = np.exp(-np.abs(values))
+            return np.where(values >= 0, 1 / (1 + e), e / (1 + e))
+        if self.kind in ("probabilities", "top_scores"):
+            return values
+        raise self._refusal("has no probabilities")
+
+    def decide(self, values: np.ndarray) -> np.ndarray:
+        """The class (...) that values (...,K) stand for: the largest, or 0 or 1 at the threshold of a single class.
+
+        Raises:
+            SpecError: an output of this kind has no classes.
+        """
+        values = np.asarray(values)
+        if self.kind == "top_classes":
+            return values[..., 0]
+        if self.kind not in (*CLASSIFYING, "mask"):
+            raise self._refusal("has no classes")
+        if self.kind == "binary_logit" or (self.classes == 1 and self.kind != "mask"):
+            return (values[..., 0] > (0 if self.kind == "binary_logit" else 0.5)).astype(np.int64)
+        return values.argmax(-1)
+
+    def with_head(self, head: str, top_k: int = 5) -> tuple[OutputSpec, ...]:
+        """What stands in its place behind a head, the first of a classification's outputs.
+
+        Args:
+            head: `"logits"` (as it is), `"softmax"` (probabilities: a sigmoid makes them of a single class, and what
+                are probabilities already stay) or `"top_k"` (scores and class numbers, descending).
+            top_k: how many classes `"top_k"` gives; at most K.
+
+        Raises:
+            SpecError: an unknown head, one that an output of this kind cannot have, or `top_k` below 1.
+        """
+        if head not in ("logits", "softmax", "top_k"):
+            raise SpecError(f"head must be 'logits', 'softmax' or 'top_k'; received {head!r}.")
+        if head == "logits":
+            return (self,)
+        if self.kind not in CLASSIFYING:
+            raise self._refusal(f"cannot have head={head!r}")
+        if head == "softmax":
+            return (dataclasses.replace(self, name="probabilities", kind="probabilities"),)
+        if not isinstance(top_k, int) or top_k < 1:
+            raise SpecError(f"top_k must be at least 1; received {top_k!r}.")
+        if self.classes == 1:
+            raise SpecError(
+                f"Output {self.name!r} has a single class, of which there is no top {top_k}: head='softmax'."
+            )
+        k = min(top_k, self.classes or top_k)
+        shape = (*self.shape[:-1], k)
+        return (
+            dataclasses.replace(self, name="scores", kind="top_scores", shape=shape),
+            dataclasses.replace(self, name="classes", kind="top_classes", shape=shape),
+        )
+
+    def _refusal(self, what: str) -> SpecError:
+        hint = " Say what it is: kinds={name: 'logits'}." if self.kind == "tensor" else ""
+        return SpecError(f"Output {self.name!r} is of the kind {self.kind!r}, which {what}.{hint}")
+
+
+def classification(name: str, classes: int, class_names: Sequence[str] = (), shape: Sequence[int] = ()) -> OutputSpec:
+    """The spec of a classifier's logits (B,K): of a single class a `binary_logit`."""
+    kind: Kind = "binary_logit" if classes == 1 else "logits"
+    return OutputSpec(name=name, kind=kind, classes=classes, class_names=tuple(class_names), shape=tuple(shape))
+
+
+def read_outputs(
+    graph: Graph,
+    names: Sequence[str],
+    class_names: Sequence[str] = (),
+    kinds: Mapping[str, str] | None = None,
+) -> tuple[OutputSpec, ...]:
+    """Specs of a traced graph's outputs: it ends in softmax, in sigmoid, or in neither.
+
+    Args:
+        graph: of a model that does not declare its outputs.
+        names: of the outputs, in their order.
+        class_names: K names, of the one output (B,K) that tells classes.
+        kinds: name -> kind, of outputs whose kind the graph does not tell: (B,K) may be logits or features.
+
+    Returns:
+        An `OutputSpec` for each output. One that no softmax or sigmoid ends is `"logits"` where K names of classes
+        were given for it, `"tokens"` of three dimensions, `"features"` of a feature map (B,h,w,C), and otherwise
+        `"tensor"`.
+
+    Raises:
+        SpecError: a kind for an output that the graph does not have, or class names that no output has.
+    """
+    kinds = dict(kinds or {})
+    if unknown := sorted(set(kinds) - set(names)):
+        raise SpecError(f"There is no output {', '.join(unknown)}; there are: {', '.join(names)}.")
+    made_by = {value: node for node in graph.nodes for value in node.outputs}
+    found = []
+    for name, value in zip(names, graph.outputs, strict=True):
+        node, shape = made_by.get(value), tuple(value.shape)
+        while node is not None and node.op in ("reshape", "cast") and node.inputs[0] is not None:
+            node = made_by.get(node.inputs[0])
+        last = shape[-1] if len(shape) > 1 else None
+        named = len(shape) == 2 and len(class_names) == last
+        kind = kinds.get(name)
+        if kind is None:
+            if node is not None and node.op == "softmax" and node.attrs.get("axis") == len(node.output.shape) - 1:
+                kind = "mask" if len(shape) == 4 else "probabilities"
+            elif node is not None and node.op == "sigmoid" and last == 1:
+                kind = "probabilities"
+            elif named:
+                kind = "logits" if last and last > 1 else "binary_logit"
+            else:
+                kind = {3: "tokens", 4: "features"}.get(len(shape), "tensor")
+        classes = last if kind in (*CLASSIFYING, "mask") else None
+        if kind == "logits" and classes == 1:
+            kind = "binary_logit"
+        found.append(
+            OutputSpec(
+                name=name,
+                kind=typing.cast(Kind, kind),
+                shape=shape,
+                classes=classes,
+                class_names=tuple(class_names) if classes is not None and classes == len(class_names) else (),
+            )
+        )
+    if class_names and not any(spec.class_names for spec in found):
+        raise SpecError(
+            f"There are {len(class_names)} class names, and no output has so many classes: "
+            f"{', '.join(f'{spec.name} {spec.shape}' for spec in found)}."
+        )
+    return tuple(found)

@@ -51,7 +51,7 @@ def benchmark(
     kind, _, where = str(device).partition(":")
     if kind not in DEVICES:
         raise ValueError(f"Unknown device {device!r}. Known: {', '.join(DEVICES)}.")
-    module = importlib.import_module(f".devices.{kind}", __package__)
+    module = importlib.import_module(f"...devices.{kind}", __name__)
     threads = module.THREADS if threads is None else threads
     threads = (threads,) if isinstance(threads, int) else tuple(threads)
     chosen = (accelerators,) if isinstance(accelerators, str) else accelerators and tuple(accelerators)
