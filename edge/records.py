@@ -126,15 +126,35 @@ def check(artifacts, module, kind, threads, accelerators, min_runs):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputCheck:
+    """How far one output is from the model's.
+
+    Attributes:
+        name: of the output.
+        kind: of its `OutputSpec`.
+        sqnr_db: as `Verification.sqnr_db`.
+        max_abs_error: largest difference.
+    """
+
+    name: str
+    kind: str
+    sqnr_db: float
+    max_abs_error: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Verification:
     """How far an artifact is from its model.
+
+    With several outputs, `sqnr_db` is the worst output's and `max_abs_error` the largest; `outputs` names each.
 
     Attributes:
         artifact: what was checked.
         images: how many images it was checked on.
         top1: fraction of images whose label the artifact gives, or `None` without labels.
         reference_top1: the same of the model.
-        top1_agreement: fraction of images on which artifact and model give the same class.
+        top1_agreement: fraction of images on which artifact and model give the same class (of a single class: are on
+            the same side of its threshold); `None` where no output tells a class of an image.
         sqnr_db: signal-to-quantization-noise ratio of the outputs, 10 log10(sum y^2 / sum (y - y')^2); infinite if
         equal.
         max_abs_error: largest difference of an output.
@@ -144,13 +164,14 @@ class Verification:
         gpu_offenders: why a phone's GPU would refuse a LiteRT file, see `gpu.offenders`; () if it would not, `None` for
             another file or where ai-edge-litert is not installed.
         verified_by: what ran the file.
+        outputs: an `OutputCheck` for each output.
     """
 
     artifact: Artifact
     images: int
     top1: float | None
     reference_top1: float | None
-    top1_agreement: float
+    top1_agreement: float | None
     sqnr_db: float
     max_abs_error: float
     partitions: int | None
@@ -158,6 +179,7 @@ class Verification:
     operations: tuple[int, int] | None = None
     gpu_offenders: tuple[str, ...] | None = None
     verified_by: str
+    outputs: tuple[OutputCheck, ...] = ()
 
 
 def sqnr_db(signal, noise):

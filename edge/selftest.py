@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .targets._protocol import target
+
 PICTURES = 10
 # How far a device may be from this machine, as a part of the largest output.
 FLOAT32_ERROR = 1e-4  # the same sums in another order; 2e-6 was measured in a browser
@@ -24,6 +26,7 @@ def tolerance(artifact, expected):
     if artifact.recipe not in ("float32", "float16"):
         cpu = gpu = INTEGER_ERROR
     else:
-        cpu, gpu = FLOAT32_ERROR if artifact.format == "litert" else FLOAT16_ERROR, FLOAT16_ERROR
+        exact = target(artifact.format).traits.exact_floats
+        cpu, gpu = FLOAT32_ERROR if exact else FLOAT16_ERROR, FLOAT16_ERROR
     scale = float(np.abs(expected).max())
     return {"cpu": cpu * scale, "gpu": gpu * scale}

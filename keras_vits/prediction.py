@@ -37,23 +37,36 @@ def predict(model, image, top_k=5):
     Raises:
         ValueError: an unreadable picture, pixels that are not uint8, `top_k` below 1, or a model without a head.
     """
-    if not model.cfg.num_classes:
-        raise ValueError(f"{model.name} has no head (num_classes=0), so it predicts no classes: create it with one.")
+    spec = model.output_specs[0]
+    if not spec.is_classification:
+        raise ValueError(f"{model.name} gives {spec.kind}, so it predicts no classes: create it with num_classes.")
     images = image if isinstance(image, (list, tuple)) else [image]
     found = []
     for start in range(0, len(images), BATCH):
         batch = np.stack([model.preprocessing(one) for one in images[start : start + BATCH]])
-        found += [best(logits, model.class_names, top_k) for logits in model.predict_on_batch(batch)]
+        found += [best(logits, spec, top_k) for logits in model.predict_on_batch(batch)]
     return found if isinstance(image, (list, tuple)) else found[0]
 
 
-def best(scores, class_names, top_k, *, logits=True):
-    """The `top_k` most probable classes, as a list of `Prediction`, from K logits or K probabilities."""
+def best(scores, spec, top_k):
+    """The most probable classes.
+
+    Args:
+        scores: (K,), an image's values of the output.
+        spec: the `OutputSpec` of the output.
+        top_k: how many; all if there are fewer.
+
+    Returns:
+        A list of `Prediction`, the most probable first. Of a single class there is one, with its own probability.
+
+    Raises:
+        ValueError: `top_k` below 1, an output without classes, or values that are not finite.
+    """
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1; received {top_k}.")
-    scores = np.asarray(scores, "float64")
-    if logits:
-        scores = np.exp(scores - scores.max())
-        scores /= scores.sum()
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    return [Prediction(class_names[i] if class_names else f"class {i}", float(scores[i]), int(i)) for i in order]
+    shares = spec.probabilities(scores)
+    if not np.all(np.isfinite(shares)):
+        raise ValueError(f"The model gives NaN or infinity in {spec.name!r}: its weights or the picture are damaged.")
+    order = np.argsort(-shares, kind="stable")[:top_k]
+    names = spec.class_names
+    return [Prediction(names[i] if names else f"class {i}", float(shares[i]), int(i)) for i in order]

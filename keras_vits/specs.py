@@ -90,6 +90,7 @@ class OutputSpec:
         shape: static, the batch first; () where it is not known.
         classes: K, of a kind that tells classes; otherwise `None`. One class is a yes or no.
         class_names: K names in the order of the classes, or () where nobody named them.
+        applied: what an export put behind the model's own output: "", `"softmax"`, `"sigmoid"` or `"top_k"`.
     """
 
     name: str
@@ -97,6 +98,7 @@ class OutputSpec:
     shape: tuple[int, ...] = ()
     classes: int | None = None
     class_names: tuple[str, ...] = ()
+    applied: typing.Literal["", "softmax", "sigmoid", "top_k"] = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
@@ -164,7 +166,10 @@ class OutputSpec:
         if self.kind not in CLASSIFYING:
             raise self._refusal(f"cannot have head={head!r}")
         if head == "softmax":
-            return (dataclasses.replace(self, name="probabilities", kind="probabilities"),)
+            made = {"logits": "softmax", "binary_logit": "sigmoid"}
+            return (
+                dataclasses.replace(self, name="probabilities", kind="probabilities", applied=made.get(self.kind, "")),
+            )
         if not isinstance(top_k, int) or top_k < 1:
             raise SpecError(f"top_k must be at least 1; received {top_k!r}.")
         if self.classes == 1:
@@ -174,8 +179,8 @@ class OutputSpec:
         k = min(top_k, self.classes or top_k)
         shape = (*self.shape[:-1], k)
         return (
-            dataclasses.replace(self, name="scores", kind="top_scores", shape=shape),
-            dataclasses.replace(self, name="classes", kind="top_classes", shape=shape),
+            dataclasses.replace(self, name="scores", kind="top_scores", shape=shape, applied="top_k"),
+            dataclasses.replace(self, name="classes", kind="top_classes", shape=shape, applied="top_k"),
         )
 
     def _refusal(self, what: str) -> SpecError:
@@ -249,4 +254,58 @@ def read_outputs(
             f"There are {len(class_names)} class names, and no output has so many classes: "
             f"{', '.join(f'{spec.name} {spec.shape}' for spec in found)}."
         )
+    return tuple(found)
+
+
+def of_model(
+    model: typing.Any, graph: Graph, kinds: Mapping[str, str] | None = None
+) -> tuple[tuple[InputSpec, ...], tuple[OutputSpec, ...]]:
+    """Specs of a Keras model's inputs and outputs, with the static shapes of its traced graph.
+
+    Args:
+        model: a `VisionModel`, which declares its outputs, or any `keras.Model`, whose outputs are read from the graph.
+            A `preprocessing` and `class_names` of its own are taken over.
+        graph: of it.
+        kinds: see `read_outputs`; of a model that declares its outputs, none is needed.
+
+    Raises:
+        SpecError: see `read_outputs`.
+    """
+    preprocessing = getattr(model, "preprocessing", None)
+    fields = dataclasses.asdict(preprocessing) if dataclasses.is_dataclass(preprocessing) else {}
+    inputs = tuple(
+        InputSpec(
+            name=value.name,
+            shape=value.shape,
+            dtype=value.dtype,
+            preprocessing=fields if len(value.shape) == 4 else {},
+        )
+        for value in graph.inputs
+    )
+    declared = getattr(model, "output_specs", None)
+    if declared is None:
+        class_names = getattr(model, "class_names", None)
+        names = () if class_names is None else tuple(class_names)
+        return inputs, read_outputs(graph, output_names(model), names, kinds)
+    if kinds:
+        raise SpecError(f"{model.name} says itself what its outputs are: {', '.join(spec.kind for spec in declared)}.")
+    shapes = [value.shape for value in graph.outputs]
+    return inputs, tuple(dataclasses.replace(s, shape=shape) for s, shape in zip(declared, shapes, strict=True))
+
+
+def output_names(model: typing.Any) -> tuple[str, ...]:
+    """The model's own name of each output, in Keras' order: the key of a dictionary, or the layer; each once."""
+    import keras
+
+    flat = keras.tree.flatten_with_path(model.output)
+    layers = list(getattr(model, "output_names", None) or [])
+    found: list[str] = []
+    for i, (path, _) in enumerate(flat):
+        keys = [str(key) for key in path if isinstance(key, str)]
+        name = "_".join(keys) or (layers[i] if i < len(layers) else f"output_{i}")
+        count, unique = 0, name
+        while unique in found:
+            count += 1
+            unique = f"{name}_{count}"
+        found.append(unique)
     return tuple(found)

@@ -25,7 +25,7 @@ from keras_vits.preprocess import Preprocessing
 from ..artifact import Artifact
 from ..quantize.calibration import pictures as listed
 from ..selftest import PICTURES, generated, tolerance
-from ..targets import coreml, litert
+from ..targets._protocol import target
 
 TEMPLATES = pathlib.Path(__file__).with_name("templates")
 PLATFORMS = {  # platform -> format, source file
@@ -33,7 +33,12 @@ PLATFORMS = {  # platform -> format, source file
     "ios": ("coreml", "ImageClassifier.swift"),
     "web": ("litert", "ImageClassifier.ts"),
 }
-TARGETS = {"litert": (litert, ".tflite"), "coreml": (coreml, ".mlpackage")}
+HEADS = {  # kind of the first output -> what the source files know as the head
+    "logits": "logits",
+    "binary_logit": "sigmoid",
+    "probabilities": "softmax",
+    "top_scores": "top_k",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,16 +88,16 @@ def bundle(artifact, out, platform, images=None, license=None):
     if path.exists() and not (path / "model" / "model.json").is_file() and not (path.is_dir() and _empty(path)):
         raise ValueError(f"{path} holds something that is not a bundle: choose a new folder.")
     pixels = generated(spec.shape[1:]) if images is None else _pictures(images, preprocessing)
-    target, suffix = TARGETS[artifact.format]
+    shipped = target(artifact.format)
     source = PLATFORMS[platform][1]
     with files.writing(path) as temporary:
         model = temporary / "model"
-        file = model / f"model{suffix}"
+        file = model / f"model{shipped.suffix}"
         (model / "selftest").mkdir(parents=True)
         (shutil.copytree if artifact.path.is_dir() else shutil.copy)(artifact.path, file)
         if files.sha256(file) != artifact.sha256:
             raise ValueError(f"{artifact.path} was changed after it was written: export it again.")
-        runner = target.load(dataclasses.replace(artifact, path=file))
+        runner = shipped.load(dataclasses.replace(artifact, path=file))
         expected, classes = _expected(artifact, runner, preprocessing, pixels)
         allowed = tolerance(artifact, expected)
         shutil.copy(TEMPLATES / source, temporary / source)
@@ -132,7 +137,7 @@ def _checked(artifact, platform):
     format = PLATFORMS[platform][0]
     if artifact.format != format:
         raise ValueError(
-            f"A bundle for {platform} takes a {TARGETS[format][1]} file; received {artifact.path.name}. Write one with "
+            f"A bundle for {platform} takes a {target(format).suffix} file; received {artifact.path.name}. Write one with "
             f"edge.{format}.export(model, folder)."
         )
     spec = artifact.input
@@ -143,6 +148,10 @@ def _checked(artifact, platform):
         )
     if spec.layout != "nhwc":
         raise ValueError(f"{artifact.path.name} takes channels first, and a camera gives them last: export it as nhwc.")
+    if artifact.outputs[0].kind not in HEADS:
+        raise ValueError(
+            f"An app shows classes, and {artifact.path.name} gives {artifact.outputs[0].kind}: export a model with a head."
+        )
     if not artifact.preprocessing:
         raise ValueError(
             f"{artifact.path.name} does not know its preprocessing, so an app could not prepare a frame for it: set "
@@ -167,21 +176,17 @@ def _pictures(images, preprocessing):
 def _expected(artifact, runner, preprocessing, pixels):
     """The first output (N,K) on pixels (N,h,w,C), and the most probable class (N,)."""
     inputs = preprocessing.normalize(pixels) if artifact.input.dtype == "float32" else pixels
-    if artifact.head == "top_k":
+    if artifact.outputs[0].kind == "top_scores":
         found, classes = (np.concatenate(part) for part in zip(*(runner.run(x[None]) for x in inputs), strict=True))
         classes = classes[:, 0]
     else:
-        found = np.asarray(runner.predict(inputs))
-        classes = found.argmax(-1)
+        found = runner.predict(inputs)
+        found = np.asarray(found[artifact.output_names[0]] if isinstance(found, dict) else found)
+        classes = artifact.outputs[0].decide(found)
     if found.ndim != 2 or found.dtype != np.float32 or not np.all(np.isfinite(found)):
         raise ValueError(
             f"The first output of {artifact.path.name} must be finite float32 numbers of shape (1, classes); it gives "
             f"{found.dtype} of shape {(1, *found.shape[1:])}."
-        )
-    if artifact.head != "top_k" and artifact.class_names and len(artifact.class_names) != found.shape[1]:
-        raise ValueError(
-            f"{artifact.path.name} gives {found.shape[1]} classes and knows {len(artifact.class_names)} names: set "
-            "model.class_names and export it again."
         )
     return found, classes
 
@@ -203,9 +208,9 @@ def _description(artifact, preprocessing, runner, file, platform, license):
         },
         "outputs": [
             {"name": name, "quantization": quantization}
-            for name, quantization in zip(artifact.outputs, outputs, strict=True)
+            for name, quantization in zip(artifact.output_names, outputs, strict=True)
         ],
-        "head": artifact.head,
+        "head": HEADS[artifact.outputs[0].kind],
         "recipe": artifact.recipe,
         "license": license,
         "sha256": artifact.sha256,

@@ -104,7 +104,7 @@ class Runner(litert.Runner):
     """
 
     def __init__(self, artifact):
-        super().__init__(artifact.path, spec=artifact.input)
+        super().__init__(artifact.path, inputs=artifact.inputs, outputs=artifact.output_names)
         self.path, self.command = artifact.path, command()
         wheel = next((_folder() / "site").glob("ai_edge_litert-*.dist-info"))
         self.verified_by = f"ai_edge_litert {wheel.stem.split('-')[1]} on an ARM {CPU} emulated by {_qemu_version()}"
@@ -115,10 +115,8 @@ class Runner(litert.Runner):
         Raises:
             ValueError: the runtime stopped; its last words are in the message.
         """
-        images = np.asarray(images, self.input["dtype"])
-        batch = self.input["shape"][0]
-        padded = np.concatenate([images, np.zeros((-len(images) % batch, *images.shape[1:]), images.dtype)])
-        batches = [self.as_stored(padded[i : i + batch]) for i in range(0, len(padded), batch)]
+        count, batches = self.batches(images)
+        batches = [image for (image,) in batches]
         with tempfile.TemporaryDirectory() as folder:
             given, found = pathlib.Path(folder) / "images.npy", pathlib.Path(folder) / "outputs.npy"
             np.save(given, np.stack(batches))
@@ -128,7 +126,7 @@ class Runner(litert.Runner):
                 raise ValueError(
                     f"{self.path.name} could not be run on arm64, its process ended with code {done.returncode}: {last}"
                 )
-            return np.concatenate(np.load(found))[: len(images)]
+            return np.concatenate(np.load(found))[:count]
 
 
 def command():

@@ -387,7 +387,7 @@ def _self_test(artifact):
         pixels = (pixels / 127.5 - 1).astype(np.float32)
     images, runner = spec.as_stored(pixels), litert.load(artifact)
     found = [runner.run(images[i : i + batch]) for i in range(0, len(images), batch)]
-    outputs = dict(zip(artifact.outputs, map(np.concatenate, zip(*found, strict=True)), strict=True))
+    outputs = dict(zip(artifact.output_names, map(np.concatenate, zip(*found, strict=True)), strict=True))
     return images, {name: values for name, values in outputs.items() if values.dtype == np.float32}
 
 

@@ -20,11 +20,11 @@ from keras_vits._util.process import Worker, WorkerError
 from keras_vits._util.progress import progress
 
 from ..records import Latency, cpu_name
-from ..targets import litert
+from ..targets._protocol import names, target
 
 THREADS = (2,)
 ACCELERATORS = ("cpu",)
-FORMATS = ("litert", "keras", "coreml")
+FORMATS = names()
 WORKER = pathlib.Path(__file__).with_name("host_worker.py")
 PROCESSES = 3  # of a LiteRT file, one after the other: identical files in one process each differed by 2 to 6 percent
 ROUND_SECONDS = 0.1  # of one artifact's turn
@@ -37,10 +37,8 @@ def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, w
     if where:
         raise ValueError(f"The device 'host' is this machine and takes no address; received {where!r}.")
     for artifact in artifacts:
-        if artifact.format == "coreml" and sys.platform != "darwin":
-            raise ValueError(
-                f"{artifact.path.name} is a Core ML model, which can run on macOS only: measure it on a Mac."
-            )
+        if reason := target(artifact.format).traits.unavailable():
+            raise ValueError(f"{artifact.path.name} {reason}.")
     return in_turns(
         [Child(artifact, count) for artifact in artifacts for count in threads],
         "host",
@@ -86,19 +84,6 @@ def rounds(children, min_runs, min_seconds, random=None):
         yield random.permutation(len(children))
 
 
-def _keras_environment(backend, threads):
-    """What keeps a Keras model on the CPU and, each backend in its own way, on so many threads."""
-    return {
-        "KERAS_BACKEND": backend,
-        "TF_NUM_INTRAOP_THREADS": threads,
-        "NPROC": threads,  # JAX
-        "OMP_NUM_THREADS": threads,  # PyTorch
-        "CUDA_VISIBLE_DEVICES": "",
-        "JAX_PLATFORMS": "cpu",
-        "KERAS_TORCH_DEVICE": "cpu",
-    }
-
-
 class Child:
     """The process of one artifact. It ends with the `with` block, and with this process however that ends.
 
@@ -113,23 +98,21 @@ class Child:
 
     def __init__(self, artifact, threads, accelerator="cpu", **order):
         self.artifact, self.threads, self.accelerator, self.order = artifact, threads, accelerator, order
+        self.traits = target(artifact.format).traits
         self.rounds = []  # one array of milliseconds for each turn
         self.loads, self.peaks = [], []  # of each process and each turn
 
     @property
     def restarts(self):
         """Whether each process lays out the file's weights anew; a Keras model takes long to load and compile."""
-        return self.artifact.format == "litert"
+        return self.traits.restarts
 
     def __enter__(self):
         artifact, environment = self.artifact, dict(os.environ)
         order = {"format": artifact.format, "path": str(artifact.path.absolute()), "threads": self.threads}
-        order |= {"shape": artifact.input.stored_shape, "dtype": artifact.input.dtype, **self.order}
-        if artifact.format == "litert":
-            interpreter, order["runtime"] = litert.interpreter_class()
-            order["interpreter"] = interpreter.__module__
-        if artifact.format == "keras":
-            environment |= _keras_environment(artifact.tools["backend"], str(self.threads))
+        order["inputs"] = [{"shape": spec.stored_shape, "dtype": spec.dtype} for spec in artifact.inputs]
+        order |= {**self.traits.order(artifact), **self.order}
+        environment |= self.traits.environment(artifact, self.threads)
         self.worker = Worker([sys.executable, "-P", str(WORKER)], environment)
         try:
             self.loads.append(self._ask(**order))

@@ -7,7 +7,6 @@ It is started as a script, and to run a LiteRT or a Core ML file it imports noth
 Keras and its backend, which a phone does not have, are not in the memory that it reports.
 """
 
-import importlib
 import json
 import os
 import pathlib
@@ -15,6 +14,8 @@ import sys
 import time
 
 import numpy as np
+
+from keras_vits.edge.targets._protocol import target
 
 
 def answers():
@@ -27,7 +28,7 @@ def answers():
 def main():
     reply = answers()
     order = json.loads(sys.stdin.readline())
-    load = LOADERS[order["format"]](order)
+    load = target(order["format"]).run(order)  # imports the runtime, whose time is not the file's
     baseline = peak_memory_bytes()
     start = time.perf_counter()
     run, runtime = load()
@@ -35,17 +36,22 @@ def main():
     reply(runtime=runtime, load_ms=load_ms, baseline_memory_bytes=baseline)
 
     random = np.random.default_rng(0)
-    if order["dtype"] == "float32":
-        images = random.normal(size=order["shape"]).astype("float32")
-    else:
-        images = random.integers(0, 256, order["shape"], dtype="uint8")
+    inputs = [_values(random, **spec) for spec in order["inputs"]]
     for line in sys.stdin:
         ms = []
         for _ in range(json.loads(line)["runs"]):
             start = time.perf_counter()
-            run(images)
+            run(*inputs)
             ms.append((time.perf_counter() - start) * 1e3)
         reply(ms=ms, peak_memory_bytes=peak_memory_bytes())
+
+
+def _values(random, shape, dtype):
+    if dtype == "float32":
+        return random.normal(size=shape).astype("float32")
+    return random.integers(0, 256 if dtype in ("uint8", "image") else 2, shape).astype(
+        "uint8" if dtype == "image" else dtype
+    )
 
 
 def peak_memory_bytes():
@@ -58,63 +64,6 @@ def peak_memory_bytes():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
-
-# A loader imports the runtime, whose time is not the file's, and returns load() -> (run(images (B,H,W,C)), runtime).
-
-
-def litert_loader(order):
-    cls = importlib.import_module(order["interpreter"]).Interpreter
-
-    def load():
-        interpreter = cls(model_path=order["path"], num_threads=order["threads"])
-        interpreter.allocate_tensors()
-        inputs, outputs = (
-            [d["index"] for d in f()] for f in (interpreter.get_input_details, interpreter.get_output_details)
-        )
-
-        def run(images):
-            interpreter.set_tensor(inputs[0], images)
-            interpreter.invoke()
-            return [interpreter.get_tensor(i) for i in outputs]
-
-        return run, order["runtime"]
-
-    return load
-
-
-def coreml_loader(order):
-    from keras_vits.edge import artifact, coreml
-
-    coreml.coremltools()
-    described = artifact.load(order["path"])
-
-    def load():
-        runner = coreml.load(described, order.get("compute_units"))
-        return runner.predict, runner.runtime
-
-    return load
-
-
-def keras_loader(order):
-    import keras
-
-    import keras_vits
-
-    keras_vits.list_models()  # makes the families' classes known to Keras
-    backend = keras.backend.backend()
-    if backend == "torch":
-        import torch
-
-        torch.set_num_threads(order["threads"])
-
-    def load():
-        model = keras.saving.load_model(order["path"], compile=False)
-        return model.predict_on_batch, f"keras {keras.__version__} on {backend}"
-
-    return load
-
-
-LOADERS = {"litert": litert_loader, "coreml": coreml_loader, "keras": keras_loader}
 
 if __name__ == "__main__":
     main()

@@ -13,9 +13,9 @@ from keras_vits.checkpoints.assign import initialize, set_value, values_later
 from keras_vits.graph.ir import histogram
 from keras_vits.models import _registry as registry
 from keras_vits.models._base import VisionModel
-from keras_vits.specs import InputSpec
 
 from .. import artifact as artifacts
+from ._protocol import Target, Traits
 
 
 def export(model, folder, *, name=None):
@@ -47,10 +47,8 @@ def export(model, folder, *, name=None):
             format="keras",
             recipe="float32",
             model=name,
-            input=InputSpec(name="image", shape=(1, *model.input_shape[1:])),
-            outputs=("logits",),
-            class_names=tuple(model.class_names or ()),
-            preprocessing=dataclasses.asdict(model.preprocessing),
+            inputs=model.input_specs,
+            outputs=model.output_specs,
             tools={"keras_vits": __version__, "keras": keras.__version__, "backend": keras.backend.backend()},
         )
 
@@ -100,10 +98,50 @@ class Runner:
         self.model = read(artifact.path)
         self.runtime = self.verified_by = f"keras {keras.__version__} on {keras.backend.backend()}"
 
-    def predict(self, images):
+    def predict(self, inputs):
         """Images (N,H,W,C), normalised float32 -> logits (N,K)."""
-        return self.model.predict(images, batch_size=64, verbose=0)
+        return self.model.predict(inputs, batch_size=64, verbose=0)
 
     def histogram(self):
         """Number of layers by class, most frequent first."""
         return histogram(type(layer).__name__ for layer in self.model.layers)
+
+
+def run(order):
+    """See `Target.run`."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        torch.set_num_threads(order["threads"])
+
+    def load():
+        model = read(order["path"])
+        return model.predict_on_batch, f"keras {keras.__version__} on {backend}"
+
+    return load
+
+
+def _environment(artifact, threads):
+    """What keeps a Keras model on the CPU and, each backend in its own way, on so many threads."""
+    count = str(threads)
+    return {
+        "KERAS_BACKEND": artifact.tools["backend"],
+        "TF_NUM_INTRAOP_THREADS": count,
+        "NPROC": count,  # JAX
+        "OMP_NUM_THREADS": count,  # PyTorch
+        "CUDA_VISIBLE_DEVICES": "",
+        "JAX_PLATFORMS": "cpu",
+        "KERAS_TORCH_DEVICE": "cpu",
+    }
+
+
+TARGET = Target(
+    name="keras",
+    suffix=".keras",
+    export=export,
+    quantize=None,
+    load=load,
+    run=run,
+    traits=Traits(title="Keras", marker="^", sign="▲", environment=_environment),
+)

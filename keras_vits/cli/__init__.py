@@ -272,11 +272,15 @@ def quantize(
     backend: BackendOption = None,
 ):
     """Make a file smaller and faster."""
-    from keras_vits.edge import artifact, coreml, litert
+    from keras_vits.edge import artifact
+    from keras_vits.edge.targets._protocol import target
 
     given = artifact.load(file)
     images = _inputs(given, _pictures(given, calibration).train) if calibration == "digits" else calibration
-    _written((coreml if given.format == "coreml" else litert).quantize(given, recipe, images))
+    writer = target(given.format)
+    if writer.quantize is None:
+        raise ValueError(f"{file} is a {writer.suffix} file, which is not quantized: export it for a phone first.")
+    _written(writer.quantize(given, recipe, images))
 
 
 @app.command(epilog="Example: `keras-vits verify out/vit_static_int8.tflite --against out/vit.keras --data photos/`")
@@ -340,7 +344,7 @@ def benchmark(
         raise
     _speeds(found)
     for file in artifacts if profile else ():
-        if file.format == "litert":
+        if target(file.format).traits.partitions is not None and file.format == "litert":
             drawn = profiled(file, threads=(threads or [2])[0]).plot(profile / f"{file.path.stem}.png")
             console.print(f"Where the time goes  {drawn}")
 
@@ -512,13 +516,6 @@ def _model(name, weights=None):
     return model
 
 
-def _target(artifact):
-    """The module that writes and runs the artifact's format."""
-    from keras_vits.edge import coreml, keras_file, litert
-
-    return {"litert": litert, "coreml": coreml, "keras": keras_file}[artifact.format]
-
-
 def _pictures(artifact, source, limit=None):
     """The data set `source`, read as the artifact's input must be."""
     from keras_vits.preprocess import Preprocessing
@@ -551,18 +548,22 @@ def _predicted(file, pictures, top):
     """A list of `Prediction` for each picture, by a model's file of any format."""
     import keras_vits
     from keras_vits.edge import artifact, keras_file
+    from keras_vits.edge.targets._protocol import target
     from keras_vits.prediction import best
     from keras_vits.preprocess import Preprocessing
 
     if file.suffix == ".keras":
         return keras_vits.predict(keras_file.read(file), pictures, top)
     given = artifact.load(file)
-    if given.head == "top_k":
-        raise ValueError(f"{file} has a top-k head: predict takes a file that was exported with logits or softmax.")
-    preprocessing, runner = Preprocessing(**given.preprocessing), _target(given).load(given)
+    spec = given.classification
+    if spec is None or spec.kind == "top_scores":
+        kinds = ", ".join(output.kind for output in given.outputs)
+        raise ValueError(f"{file} gives {kinds}: predict takes a file that was exported with logits or probabilities.")
+    preprocessing, runner = Preprocessing(**given.preprocessing), target(given.format).load(given)
     read = preprocessing if given.input.dtype == "float32" else preprocessing.pixels
-    answers = (runner.predict(read(picture)[None])[0] for picture in pictures)
-    return [best(answer, given.class_names, top, logits=given.head == "logits") for answer in answers]
+    answers = (runner.predict(read(picture)[None]) for picture in pictures)
+    answers = (answer[spec.name] if isinstance(answer, dict) else answer for answer in answers)
+    return [best(answer[0], spec, top) for answer in answers]
 
 
 def _published(checkpoint):

@@ -10,7 +10,8 @@ from keras_vits._util.progress import progress
 from keras_vits.edge import coreml, keras_file, litert
 from keras_vits.edge.evidence.benchmark import benchmark
 from keras_vits.edge.evidence.report import Report, Row, report
-from keras_vits.edge.evidence.verify import reference, verify
+from keras_vits.edge.targets._protocol import target
+from keras_vits.edge.evidence.verify import verify
 from keras_vits.models import _registry as registry
 from keras_vits.training import data, fit
 
@@ -169,7 +170,7 @@ def _ship(model, pictures, out):
     """Writes all files of a trained model and verifies each; returns a list of `Row`."""
     held_out = pictures.validation
     images, labels = held_out.images(), held_out.labels
-    expected = reference(model, images)
+    expected = model.predict(images, batch_size=64, verbose=0)
     calibration = pictures.train.take(CALIBRATION).images()
 
     float32 = litert.export(model, out)
@@ -183,14 +184,14 @@ def _ship(model, pictures, out):
     ]
     rows = []
     for artifact in progress(artifacts, f"Verifying {model.name}"):
-        n = COREML_IMAGES if artifact.format == "coreml" else len(images)
+        n = COREML_IMAGES if target(artifact.format).traits.unavailable() else len(images)
         rows.append(Row(artifact, verify(artifact, expected[:n], images[:n], labels[:n])))
     return rows
 
 
 def measure(rows, *, threads=2, min_seconds=1.0):
     """The rows with the latency of every file that this machine can run: Core ML runs on a Mac only."""
-    able = [row.artifact for row in rows if row.artifact.format != "coreml" or sys.platform == "darwin"]
+    able = [row.artifact for row in rows if not target(row.artifact.format).traits.unavailable()]
     found = benchmark(able, threads=threads, min_seconds=min_seconds) if able else []
     latency = {artifact.path: speed for artifact, speed in zip(able, found, strict=True)}
     return [dataclasses.replace(row, latency=latency.get(row.artifact.path)) for row in rows]

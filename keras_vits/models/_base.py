@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_vits.checkpoints.assign import initialize, resample_positions, set_value, values_later
 from keras_vits.preprocess import Preprocessing
+from keras_vits.specs import InputSpec, OutputSpec, classification
 
 BLOCK = re.compile(r"(stage_\d+_)?block_\d+")  # the layers that `features` numbers
 STATE = {"moving_mean", "moving_variance", "seed_generator_state"}  # variables that a layer changes when it is called
@@ -119,6 +120,20 @@ class VisionModel(keras.Model):
         if names and len(names) != self.cfg.num_classes:
             raise ValueError(f"class_names has {len(names)} names but the model has {self.cfg.num_classes} classes.")
         self._class_names = names
+
+    @property
+    def input_specs(self):
+        """The `InputSpec` of the image, as a tuple."""
+        fields = dataclasses.asdict(self.preprocessing)
+        return (InputSpec(name="image", shape=(1, *self.input_shape[1:]), preprocessing=fields),)
+
+    @property
+    def output_specs(self):
+        """The `OutputSpec` of the logits (of one class, a binary logit), or of the features without a head."""
+        if not self.cfg.num_classes:
+            return (OutputSpec(name="features", kind="features", shape=(1, *self.output_shape[1:])),)
+        shape = (1, *self.output_shape[1:])
+        return (classification("logits", self.cfg.num_classes, self.class_names or (), shape),)
 
     @classmethod
     def _checked(cls, hyperparameters):

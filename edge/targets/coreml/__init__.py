@@ -25,6 +25,7 @@ from keras_vits.graph.rewrite import rewrite, with_head, with_input
 from ... import artifact as artifacts
 from ...quantize.calibration import batches
 from ...quantize.recipes import check_calibrated, checked_recipe
+from .._protocol import Target, Traits
 from .layout import default_layout, neural_engine
 from .mlprogram import Program, coremltools
 
@@ -66,6 +67,7 @@ def export(
     image_input=False,
     head=None,
     compute_units="all",
+    kinds=None,
     author="",
     license="",
     version="",
@@ -90,6 +92,7 @@ def export(
             several outputs, as `model.features()` makes, gives them as they are, named as the model names them.
         compute_units: what `load` runs the file on: `"all"`, `"cpu_only"`, `"cpu_and_gpu"` or `"cpu_and_ne"` (the
             Neural Engine). Kept in the file's metadata for the app, whose `MLModelConfiguration` decides.
+        kinds: name -> kind of output, of a foreign model whose graph does not tell it; see `specs.read_outputs`.
         author: what Xcode shows about the file, as `license`, `version` and `description`.
         license: see `author`.
         version: see `author`.
@@ -116,13 +119,16 @@ def export(
     traced = len(graph.nodes)
     if len(graph.inputs) != 1 or len(graph.inputs[0].shape) != 4:
         raise ValueError(f"The model must have one image input (B,H,W,C); received {[v.shape for v in graph.inputs]}.")
-    preprocessing, class_names = getattr(model, "preprocessing", None), tuple(getattr(model, "class_names", None) or ())
+    preprocessing = getattr(model, "preprocessing", None)
+    inputs, specs = of_model(model, graph, kinds)
+    class_names = next((spec.class_names for spec in specs if spec.class_names), ())
     several = len(graph.outputs) > 1
     head = head or ("softmax" if image_input and class_names and not several else "logits")
     if head not in ("logits", "softmax"):
         raise ValueError(f"head must be 'logits' or 'softmax' for Core ML; received {head!r}.")
     if several and head == "softmax":
         raise ValueError(f"head='softmax' needs a model of one output; received one of {len(graph.outputs)}.")
+    graph, specs = with_head(graph, specs, head)
     if len(set(class_names)) < len(class_names):
         raise ValueError(
             "class_names holds a name twice, and a Core ML classifier tells classes by name: make them unique."
@@ -132,9 +138,8 @@ def export(
         if preprocessing is None:
             raise ValueError(f"{type(model).__name__} has no preprocessing: image_input=True needs a VisionModel.")
         graph, pixels = with_image(graph, preprocessing)
-    graph = rewrite(with_head(graph, head))
-    one = "probabilities" if head == "softmax" else head
-    names = _unique(map(_identifier, model.output_names)) if several else [one]
+    graph = rewrite(graph)
+    names = _unique(map(_identifier, (spec.name for spec in specs)))
     written = write(
         graph, precision=precision, target=target, layout=layout, pixels=pixels, outputs=names,
         labels=class_names if head == "softmax" else (),
@@ -157,11 +162,8 @@ def export(
             format="coreml",
             recipe=precision,
             model=model.name,
-            input=artifacts.InputSpec(name=image.name, shape=image.shape, dtype="image" if image_input else "float32"),
-            outputs=tuple(output.name for output in written.get_spec().description.output),
-            class_names=class_names,
-            preprocessing=fields,
-            head=head,
+            inputs=(dataclasses.replace(inputs[0], name=image.name, dtype="image" if image_input else "float32"),),
+            outputs=tuple(dataclasses.replace(spec, name=name) for spec, name in zip(specs, names, strict=True)),
             tools={
                 "keras_vits": __version__, "keras": keras.__version__, "backend": keras.backend.backend(),
                 "coremltools": ct.__version__,
@@ -1002,8 +1004,8 @@ class Runner:
         if "classify" in self._program.operations:
             probabilities = next(found[name] for name in found if isinstance(found[name][0], dict))
             found = np.array([[p[label] for label in self.artifact.class_names] for p in probabilities])
-            return {self.artifact.outputs[0]: found}
-        arrays = {name: np.asarray(found[name]) for name in self.artifact.outputs}
+            return {self.artifact.output_names[0]: found}
+        arrays = {name: np.asarray(found[name]) for name in self.artifact.output_names}
         return {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
 
     def histogram(self):
@@ -1016,3 +1018,43 @@ def _pil(pixels):
 
     pixels = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+# ---------------------------------------------------------------- the target
+
+
+def run(order):
+    """See `Target.run`."""
+    coremltools()
+    described = artifacts.load(order["path"])
+
+    def load_it():
+        runner = load(described, order.get("compute_units"))
+        return runner.predict, runner.runtime
+
+    return load_it
+
+
+def _unavailable():
+    return "" if sys.platform == "darwin" else "is a Core ML model, which can run on macOS only: measure it on a Mac"
+
+
+TARGET = Target(
+    name="coreml",
+    suffix=".mlpackage",
+    export=export,
+    quantize=quantize,
+    load=load,
+    run=run,
+    traits=Traits(
+        title="Core ML",
+        phone="iPhone",
+        marker="s",
+        sign="■",
+        extra="coreml",
+        pixels="image",
+        float_recipe="float16",
+        exact_floats=False,
+        unavailable=_unavailable,
+    ),
+)

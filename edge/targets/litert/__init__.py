@@ -5,6 +5,7 @@ The file has a static batch, a signature with named inputs and outputs, fused ac
 XNNPACK partition holds. Neither TensorFlow nor PyTorch is needed.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -20,16 +21,16 @@ from keras_vits.graph.ir import Node, constant, histogram, make_node
 from keras_vits.graph.ops import same_padding
 from keras_vits.graph.rewrite import rewrite, with_head, with_layout, with_pixels
 from keras_vits.graph.trace import trace
-from keras_vits.specs import InputSpec
+from keras_vits.specs import of_model, read_outputs
 from keras_vits.version import __version__
 
 from ... import artifact as artifacts
 from ...quantize.calibration import batches
 from ...quantize.recipes import check_calibrated, checked_recipe
+from .._protocol import Target, Traits
 from .metadata import add_labels, metadata
 from .quantization import FEW_CHANNELS, Choice, Preparation
 
-OUTPUTS = {"logits": ("logits",), "softmax": ("probabilities",), "top_k": ("scores", "classes")}
 EXTRA = 'pip install "keras-vits[litert]"'
 
 
@@ -45,6 +46,7 @@ def export(
     top_k=5,
     features=(),
     signatures=None,
+    kinds=None,
     author="",
     license="",
     version="",
@@ -65,6 +67,7 @@ def export(
             them.
         signatures: name -> outputs of a call by this name, e.g. `{"classify": ["logits"], "embed": ["pool"]}`: the
             outputs of the head and names of `features`. By default one, `"serving_default"`, with all outputs.
+        kinds: name -> kind of output, of a foreign model whose graph does not tell it; see `specs.read_outputs`.
         author, license, version: texts for the file's metadata, beside name, labels and normalisation.
         name: of the file and the artifact; the model's name by default.
 
@@ -82,24 +85,27 @@ def export(
             raise ValueError(f"image_size needs a VisionModel; received {type(model).__name__}: build it at that size.")
         model = model.resized(image_size)
     preprocessing = getattr(model, "preprocessing", None)
-    class_names = tuple(getattr(model, "class_names", None) or ())
     taps = {layer: model.get_layer(layer).output for layer in _layer_names(model, features)}
     graph = trace(keras.Model(model.inputs, [model.output, *taps.values()], name=name) if taps else model, batch)
     traced = len(graph.nodes)
+    inputs, specs = of_model(model, dataclasses.replace(graph, outputs=graph.outputs[: len(graph.outputs) - len(taps)]), kinds)
+    tapped = dataclasses.replace(graph, outputs=graph.outputs[len(specs) :])
+    specs += read_outputs(tapped, list(taps))
     if uint8_input:
         if preprocessing is None:
             raise ValueError(
                 "uint8_input=True needs model.preprocessing, which this model does not have. Export float32 input."
             )
         graph = with_pixels(graph, preprocessing)
-    graph = rewrite(with_layout(with_head(graph, head, top_k), layout))
-    outputs = (*OUTPUTS[head], *taps)
-    if len(graph.outputs) != len(outputs):  # a model of several outputs
-        outputs = tuple(f"output_{i}" for i in range(len(graph.outputs)))
-    image = graph.inputs[0]
-    shape = tuple(image.shape[i] for i in (0, 2, 3, 1)) if layout == "nchw" else image.shape
-    spec = InputSpec(name=image.name, shape=shape, dtype=image.dtype, layout=layout)
-    about = metadata(name, spec, preprocessing, outputs, class_names, author, license, version)
+    graph, specs = with_head(graph, specs, head, top_k)
+    graph = rewrite(with_layout(graph, layout))
+    inputs = tuple(
+        dataclasses.replace(spec, dtype=value.dtype, layout=layout if spec.is_image else spec.layout)
+        for spec, value in zip(inputs, graph.inputs, strict=True)
+    )
+    class_names = next((spec.class_names for spec in specs if spec.class_names), ())
+    outputs = tuple(spec.name for spec in specs)
+    about = metadata(name, inputs[0], preprocessing, outputs, class_names, author, license, version)
     content = write(graph, outputs, about, signatures)
     path = pathlib.Path(folder) / f"{name}_float32.tflite"
     with files.alone(path.parent):
@@ -115,11 +121,8 @@ def export(
             format="litert",
             recipe="float32",
             model=name,
-            input=spec,
-            outputs=outputs,
-            class_names=class_names,
-            preprocessing=dataclasses.asdict(preprocessing) if preprocessing else {},
-            head=head,
+            inputs=inputs,
+            outputs=specs,
             tools=tools,
             operations=(traced, len(graph.nodes)),
             trained_for=dataclasses.asdict(model.trained_for) if getattr(model, "trained_for", None) else {},
@@ -248,7 +251,7 @@ def _schema():
 
 def load(artifact, threads=2):
     """A `Runner` of an artifact."""
-    return Runner(artifact.path, threads, artifact.input)
+    return Runner(artifact.path, threads, artifact.inputs, artifact.output_names)
 
 
 def interpreter_class():
@@ -275,7 +278,8 @@ class Runner:
     Args:
         path: of the file.
         threads: for the interpreter.
-        spec: the artifact's `InputSpec`, for a file that does not take images as (B,H,W,C).
+        inputs: the artifact's `InputSpec`s; without them, arrays are taken as the file takes them.
+        outputs: names of the outputs in the file's order; `output_{i}` by default.
 
     Attributes:
         runtime: name and version of the package that runs it.
@@ -285,34 +289,52 @@ class Runner:
         ValueError: the file is not a .tflite file, is truncated, or holds an operation that the runtime lacks.
     """
 
-    def __init__(self, path, threads=2, spec=None):
+    def __init__(self, path, threads=2, inputs=(), outputs=()):
         self.interpreter, self.runtime = _interpreter(path, num_threads=threads)
         self.verified_by = self.runtime
-        self.input = self.interpreter.get_input_details()[0]
-        self.as_stored = spec.as_stored if spec else np.asarray
+        self.inputs = self.interpreter.get_input_details()
+        self.specs = inputs
+        count = len(self.interpreter.get_output_details())
+        self.outputs = tuple(outputs) or tuple(f"output_{i}" for i in range(count))
         signatures = self.interpreter.get_signature_list()
         self.signature = next(iter(signatures), None)
 
-    def run(self, images):
-        """One invocation: images of the file's shape and dtype -> list of outputs in the file's order."""
-        self.interpreter.set_tensor(self.input["index"], images)
+    def run(self, *arrays):
+        """One invocation: arrays of the file's shapes and dtypes -> list of outputs in the file's order."""
+        for detail, array in zip(self.inputs, arrays, strict=True):
+            self.interpreter.set_tensor(detail["index"], array)
         self.interpreter.invoke()
         return [self.interpreter.get_tensor(o["index"]) for o in self.interpreter.get_output_details()]
 
-    def predict(self, images):
-        """Images (N,H,W,C), any N -> the first output (N,...), padding the last batch with zeros."""
-        images = np.asarray(images, self.input["dtype"])
-        batch = int(self.input["shape"][0])
-        found = []
-        for i in range(0, len(images), batch):
-            chunk = images[i : i + batch]
-            padded = (
-                np.concatenate([chunk, np.zeros((batch - len(chunk), *chunk.shape[1:]), chunk.dtype)])
-                if len(chunk) < batch
-                else chunk
-            )
-            found.append(self.run(self.as_stored(padded))[0][: len(chunk)])
-        return np.concatenate(found)
+    def predict(self, inputs):
+        """Runs any number N of examples, padding the last batch with zeros.
+
+        Args:
+            inputs: the array (N,...) of the one input, images as (N,H,W,C), or name -> array.
+
+        Returns:
+            The array (N,...) of the one output, or name -> array where the file has several.
+        """
+        count, batches = self.batches(inputs)
+        parts = zip(*(self.run(*arrays) for arrays in batches), strict=True)
+        return self.named([np.concatenate(part)[:count] for part in parts])
+
+    def batches(self, inputs):
+        """N, and the arrays of each invocation in the file's order, dtype and layout, the last one padded with zeros."""
+        if not isinstance(inputs, dict):
+            arrays = [inputs]
+        else:
+            arrays = [inputs[spec.name] for spec in self.specs]
+        arrays = [np.asarray(x, detail["dtype"]) for x, detail in zip(arrays, self.inputs, strict=True)]
+        count, batch = len(arrays[0]), int(self.inputs[0]["shape"][0])
+        arrays = [np.concatenate([x, np.zeros((-count % batch, *x.shape[1:]), x.dtype)]) for x in arrays]
+        stored = [spec.as_stored for spec in self.specs] or [np.asarray] * len(arrays)
+        starts = range(0, len(arrays[0]), batch)
+        return count, [[f(x[i : i + batch]) for f, x in zip(stored, arrays, strict=True)] for i in starts]
+
+    def named(self, arrays):
+        """The array of the one output, or name -> array."""
+        return arrays[0] if len(arrays) == 1 else dict(zip(self.outputs, arrays, strict=True))
 
     def partitions(self):
         """Number of XNNPACK partitions; 1 means that the whole file runs on it."""
@@ -978,3 +1000,62 @@ def _pool(code, value):
 
 
 WRITERS.update(max_pool2d=_pool("MAX_POOL_2D", np.finfo(np.float32).min), avg_pool2d=_pool("AVERAGE_POOL_2D", None))
+
+
+# ---------------------------------------------------------------- the target
+
+
+def run(order):
+    """See `Target.run`."""
+    cls = importlib.import_module(order["interpreter"]).Interpreter
+
+    def load():
+        interpreter = cls(model_path=order["path"], num_threads=order["threads"])
+        interpreter.allocate_tensors()
+        inputs, outputs = (
+            [d["index"] for d in f()] for f in (interpreter.get_input_details, interpreter.get_output_details)
+        )
+
+        def invoke(*arrays):
+            for index, array in zip(inputs, arrays, strict=True):
+                interpreter.set_tensor(index, array)
+            interpreter.invoke()
+            return [interpreter.get_tensor(i) for i in outputs]
+
+        return invoke, order["runtime"]
+
+    return load
+
+
+def _order(artifact):
+    interpreter, runtime = interpreter_class()
+    return {"interpreter": interpreter.__module__, "runtime": runtime}
+
+
+def _offenders(artifact):
+    from . import gpu
+
+    with contextlib.suppress(ImportError):  # a small board may have the interpreter alone
+        return gpu.offenders(artifact.path)
+
+
+TARGET = Target(
+    name="litert",
+    suffix=".tflite",
+    export=export,
+    quantize=quantize,
+    load=load,
+    run=run,
+    traits=Traits(
+        title="LiteRT",
+        phone="Android",
+        marker="o",
+        sign="●",
+        extra="litert",
+        pixels="uint8",
+        restarts=True,
+        order=_order,
+        partitions=Runner.partitions,
+        offenders=_offenders,
+    ),
+)

@@ -92,17 +92,42 @@ def _per_channel(values, channels):
     return np.resize(np.asarray(values, np.float32), channels)
 
 
-def with_head(graph, head, k=5):
-    """The Graph with `"softmax"` or `"top_k"` (probabilities and class numbers, descending) after its first output."""
+def with_head(graph, outputs, head, k=5):
+    """The Graph with a head behind its classification, and the specs of its outputs.
+
+    Args:
+        graph: to be given the head.
+        outputs: its `OutputSpec`s.
+        head: `"logits"`, `"softmax"` or `"top_k"`; see `OutputSpec.with_head`.
+        k: how many classes `"top_k"` gives.
+
+    Returns:
+        (Graph, tuple of `OutputSpec`).
+
+    Raises:
+        ValueError: an unknown head, or a model without the one output that it can stand behind.
+    """
     if head == "logits":
-        return graph
-    if head not in ("softmax", "top_k"):
-        raise ValueError(f"head must be 'logits', 'softmax' or 'top_k'; received {head!r}.")
-    logits = graph.outputs[0]
-    nodes = [*graph.nodes, make_node("softmax", (logits,), dict(axis=len(logits.shape) - 1), "softmax")]
-    if head == "top_k":
-        nodes.append(make_node("top_k", (nodes[-1].output,), dict(k=min(k, logits.shape[-1])), "top_k"))
-    return Graph(graph.inputs, [*nodes[-1].outputs, *graph.outputs[1:]], nodes, graph.name)
+        return graph, tuple(outputs)
+    found = [i for i, spec in enumerate(outputs) if spec.is_classification]
+    at = found[0] if found else 0
+    specs = outputs[at].with_head(head, k)  # which says what does not fit
+    if len(found) > 1:
+        names = ", ".join(outputs[i].name for i in found)
+        raise ValueError(f"head={head!r} is for a model of one classification; this one has several: {names}.")
+    value, nodes = graph.outputs[at], list(graph.nodes)
+
+    def append(op, **attrs):
+        nodes.append(make_node(op, (value,), attrs, op))
+        return nodes[-1].outputs
+
+    if outputs[at].kind == "logits":
+        (value,) = append("softmax", axis=len(value.shape) - 1)
+    elif outputs[at].kind == "binary_logit":
+        (value,) = append("sigmoid")
+    values = append("top_k", k=specs[0].shape[-1]) if head == "top_k" else (value,)
+    around = lambda before, new: [*before[:at], *new, *before[at + 1 :]]
+    return Graph(graph.inputs, around(graph.outputs, values), nodes, graph.name), tuple(around(outputs, specs))
 
 
 def _copy(graph):
