@@ -137,8 +137,8 @@ def _checked(artifact, platform):
     format = PLATFORMS[platform][0]
     if artifact.format != format:
         raise ValueError(
-            f"A bundle for {platform} takes a {target(format).suffix} file; received {artifact.path.name}. Write one with "
-            f"edge.{format}.export(model, folder)."
+            f"A bundle for {platform} takes a {target(format).suffix} file; received {artifact.path.name}. Write one "
+            f"with edge.{format}.export(model, folder)."
         )
     spec = artifact.input
     if len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[3] not in (1, 3):
@@ -150,7 +150,8 @@ def _checked(artifact, platform):
         raise ValueError(f"{artifact.path.name} takes channels first, and a camera gives them last: export it as nhwc.")
     if artifact.outputs[0].kind not in HEADS:
         raise ValueError(
-            f"An app shows classes, and {artifact.path.name} gives {artifact.outputs[0].kind}: export a model with a head."
+            f"An app shows classes, and {artifact.path.name} gives {artifact.outputs[0].kind}: export a model with a "
+            "head."
         )
     if not artifact.preprocessing:
         raise ValueError(

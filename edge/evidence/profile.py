@@ -27,6 +27,7 @@ from keras_vits._util.progress import progress
 
 from .. import artifact as artifacts
 from ..targets import litert
+from ..targets._protocol import target
 from ..targets.litert.quantization import File
 
 OLDEST = (2, 1, 6)  # ai-edge-litert whose C functions take what profile_worker.py gives them
@@ -142,7 +143,7 @@ def profile(artifact, threads=1, runs=50):
     for name, value in (("threads", threads), ("runs", runs)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer; received {value!r}.")
-    if artifact.format != "litert":
+    if not target(artifact.format).traits.profiled:
         raise ValueError(f"{artifact.path.name} is of the format {artifact.format}: only .tflite files are profiled.")
     artifacts.load(artifact.path)  # refuses a file that is not the one that was written
     library, runtime = _library()

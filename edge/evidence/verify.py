@@ -62,7 +62,9 @@ def verify(
         error = y.astype(np.float64) - expected[spec.name]
         noise, signal = float(np.square(error).sum()), float(np.square(expected[spec.name], dtype=np.float64).sum())
         largest = float(np.abs(error).max())
-        checks.append(OutputCheck(name=spec.name, kind=spec.kind, sqnr_db=sqnr_db(signal, noise), max_abs_error=largest))
+        checks.append(
+            OutputCheck(name=spec.name, kind=spec.kind, sqnr_db=sqnr_db(signal, noise), max_abs_error=largest)
+        )
     if spec := artifact.classification:
         ours, theirs = spec.decide(found[spec.name]), spec.decide(expected[spec.name])
         agreement = float(np.mean(ours == theirs))
@@ -94,7 +96,9 @@ def _loader(artifact: Artifact, device: str) -> Any:
     """What loads the artifact to run it on a device."""
     runs = [name for name, module in EMULATED.items() if artifact.format in module.FORMATS]
     if device not in ("host", *runs):
-        raise ValueError(f"{artifact.path.name} cannot be verified on {device!r}. It can on: {', '.join(['host', *runs])}.")
+        raise ValueError(
+            f"{artifact.path.name} cannot be verified on {device!r}. It can on: {', '.join(['host', *runs])}."
+        )
     return EMULATED[device].load if device in EMULATED else targets.target(artifact.format).load
 
 
@@ -160,7 +164,9 @@ def _by_name(artifact: Artifact, outputs: Any) -> dict[str, np.ndarray]:
     if isinstance(outputs, np.ndarray) or len(names) == 1:
         outputs = [outputs] if isinstance(outputs, np.ndarray) else list(outputs) if len(outputs) == 1 else [outputs]
     if len(outputs) != len(names):
-        raise ValueError(f"{artifact.path.name} gives {len(names)} outputs, {', '.join(names)}; received {len(outputs)}.")
+        raise ValueError(
+            f"{artifact.path.name} gives {len(names)} outputs, {', '.join(names)}; received {len(outputs)}."
+        )
     return dict(zip(names, map(np.asarray, outputs), strict=True))
 
 

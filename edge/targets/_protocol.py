@@ -68,6 +68,7 @@ class Traits:
         unavailable: () -> why its files cannot run on this machine, or "".
         environment: (artifact, threads) -> environment variables of a process that measures it.
         order: (artifact) -> what the measuring process has to be told beside path, threads, shapes and dtypes.
+        profiled: whether `edge.profile` tells where a file's time goes.
         partitions: (runner) -> number of partitions of the delegate, or `None`.
         offenders: (artifact) -> why a phone's GPU would refuse it, () if it would not; `None` if nothing tells.
     """
@@ -80,6 +81,7 @@ class Traits:
     pixels: str = ""
     float_recipe: str = "float32"
     restarts: bool = False
+    profiled: bool = False
     exact_floats: bool = True
     unavailable: Callable[[], str] = lambda: ""
     environment: Callable[[Artifact, int], Mapping[str, str]] = lambda artifact, threads: {}

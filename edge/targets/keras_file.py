@@ -1,6 +1,5 @@
 """The .keras file as one more format: the model that the phone files come from, kept and checked like them."""
 
-import dataclasses
 import pathlib
 import zipfile
 

@@ -326,6 +326,7 @@ def benchmark(
     from keras_vits.edge.evidence.benchmark import benchmark
     from keras_vits.edge.evidence.profile import profile as profiled
     from keras_vits.edge.records import DeviceError
+    from keras_vits.edge.targets._protocol import target
 
     artifacts = [artifact.load(file) for file in files]
     try:
@@ -344,7 +345,7 @@ def benchmark(
         raise
     _speeds(found)
     for file in artifacts if profile else ():
-        if target(file.format).traits.partitions is not None and file.format == "litert":
+        if target(file.format).traits.profiled:
             drawn = profiled(file, threads=(threads or [2])[0]).plot(profile / f"{file.path.stem}.png")
             console.print(f"Where the time goes  {drawn}")
 

@@ -3,15 +3,14 @@
 import dataclasses
 import math
 import pathlib
-import sys
 import time
 
 from keras_vits._util.progress import progress
 from keras_vits.edge import coreml, keras_file, litert
 from keras_vits.edge.evidence.benchmark import benchmark
 from keras_vits.edge.evidence.report import Report, Row, report
-from keras_vits.edge.targets._protocol import target
 from keras_vits.edge.evidence.verify import verify
+from keras_vits.edge.targets._protocol import target
 from keras_vits.models import _registry as registry
 from keras_vits.training import data, fit
 

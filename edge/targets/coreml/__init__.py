@@ -21,6 +21,7 @@ import numpy as np
 from keras_vits._util import files
 from keras_vits.graph.ir import constant, make_node
 from keras_vits.graph.rewrite import rewrite, with_head, with_input
+from keras_vits.specs import of_model
 
 from ... import artifact as artifacts
 from ...quantize.calibration import batches

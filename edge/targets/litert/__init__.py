@@ -88,7 +88,9 @@ def export(
     taps = {layer: model.get_layer(layer).output for layer in _layer_names(model, features)}
     graph = trace(keras.Model(model.inputs, [model.output, *taps.values()], name=name) if taps else model, batch)
     traced = len(graph.nodes)
-    inputs, specs = of_model(model, dataclasses.replace(graph, outputs=graph.outputs[: len(graph.outputs) - len(taps)]), kinds)
+    inputs, specs = of_model(
+        model, dataclasses.replace(graph, outputs=graph.outputs[: len(graph.outputs) - len(taps)]), kinds
+    )
     tapped = dataclasses.replace(graph, outputs=graph.outputs[len(specs) :])
     specs += read_outputs(tapped, list(taps))
     if uint8_input:
@@ -320,7 +322,7 @@ class Runner:
         return self.named([np.concatenate(part)[:count] for part in parts])
 
     def batches(self, inputs):
-        """N, and the arrays of each invocation in the file's order, dtype and layout, the last one padded with zeros."""
+        """N, and the arrays of each invocation as the file takes them, the last one padded with zeros."""
         if not isinstance(inputs, dict):
             arrays = [inputs]
         else:
@@ -1054,6 +1056,7 @@ TARGET = Target(
         extra="litert",
         pixels="uint8",
         restarts=True,
+        profiled=True,
         order=_order,
         partitions=Runner.partitions,
         offenders=_offenders,
