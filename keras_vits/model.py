@@ -5,10 +5,12 @@ import dataclasses
 import fnmatch
 import math
 import re
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_vits import compiling
 from keras_vits.preprocess import Preprocessing
 from keras_vits.weights import initialize, resample_positions, set_value, values_later
 
@@ -168,6 +170,53 @@ class VisionModel(keras.Model):
             return layer
 
         return self._run_through_graph(self._standardize_inputs(inputs), operation_fn=operation)
+
+    # ---------------------------------------------------------------- training
+
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "rmsprop",
+        loss: Any = "auto",
+        loss_weights: Any = None,
+        metrics: Any = "auto",
+        weighted_metrics: Any = None,
+        **options: Any,
+    ) -> None:
+        """Configures the model for training, as `keras.Model.compile` does, with the loss that fits its logits.
+
+        Args:
+            optimizer: name or object, e.g. `"adamw"` or what `keras_vits.training.adamw` returns.
+            loss: `"auto"` is cross-entropy from logits: sparse for K > 1 classes, whose labels are class numbers (B,),
+                binary for K = 1, whose labels are 0 and 1, and none for the features of a model without a head. A
+                cross-entropy that is given by its name or as Keras' function means its form for logits, too. A loss
+                object is taken as it is; one that takes probabilities is warned about (`compiling.LogitsWarning`).
+            loss_weights: see `keras.Model.compile`.
+            metrics: list of names or objects, read like the losses; `"accuracy"` of one class has the threshold 0.
+                `"auto"` is the accuracy that fits an automatic loss, and nothing for a given loss.
+            weighted_metrics: the same, weighted by the samples' weights.
+            **options: further arguments of `keras.Model.compile`, e.g. `jit_compile`.
+        """
+        classes, automatic = self.cfg.num_classes, isinstance(loss, str) and loss == "auto"
+        if isinstance(metrics, str) and metrics == "auto":
+            metrics = ["accuracy"] if automatic and classes else []  # for None, Keras keeps those from before
+        if automatic:
+            loss = compiling.default_loss(classes)
+        if classes:
+            loss = compiling.loss_of_logits(loss)
+            metrics, weighted_metrics = (compiling.metrics_of_logits(m, classes) for m in (metrics, weighted_metrics))
+        super().compile(
+            optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            **options,
+        )
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles with exactly what a file holds, whatever `compile` would make of it."""
+        super().compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     # ---------------------------------------------------------------- features
 
