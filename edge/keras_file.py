@@ -2,12 +2,10 @@
 
 import dataclasses
 import pathlib
-import zipfile
 
 import keras
 
-from keras_vits import __version__, registry
-from keras_vits.model import VisionModel
+from keras_vits import __version__, saving
 from keras_vits.weights import initialize, set_value, values_later
 
 from . import artifact as artifacts
@@ -52,34 +50,6 @@ def export(model, folder, *, name=None):
         )
 
 
-def read(path):
-    """The model of a .keras file, with its optimizer if it was saved with one.
-
-    Args:
-        path: of a file that `export`, a training or `model.save` wrote.
-
-    Returns:
-        A `VisionModel`.
-
-    Raises:
-        ValueError: no such file, or it is truncated or holds no model of this package.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise ValueError(f"No such file: {path}. Give a .keras file that keras-vits train wrote.")
-    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is truncated or not a .keras file: train the model again.")
-    registry.variants()  # makes the families' classes known to Keras
-    try:
-        model = keras.models.load_model(path)
-    except Exception as e:  # whatever zipfile, json and h5py raise on a damaged file
-        reason = " ".join(str(e).split())[:200] or type(e).__name__
-        raise ValueError(f"{path} cannot be read ({reason}): train the model again.") from e
-    if not isinstance(model, VisionModel):
-        raise ValueError(f"{path} holds a {type(model).__name__}, not a model of keras_vits.")
-    return model
-
-
 def load(artifact):
     """A `Runner` of a .keras artifact on the current backend."""
     return Runner(artifact)
@@ -94,7 +64,7 @@ class Runner:
     """
 
     def __init__(self, artifact):
-        self.model = read(artifact.path)
+        self.model = saving.load(artifact.path)
         self.runtime = self.verified_by = f"keras {keras.__version__} on {keras.backend.backend()}"
 
     def predict(self, images):

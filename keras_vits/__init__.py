@@ -2,6 +2,7 @@
 
 import importlib
 
+from keras_vits._registration import register_with_keras as _register_with_keras
 from keras_vits.version import __version__
 
 _HOMES = {  # public name -> the module that it comes from
@@ -9,6 +10,7 @@ _HOMES = {  # public name -> the module that it comes from
     "count_macs": "macs",
     "create": "registry",
     "list_models": "registry",
+    "load": "saving",
     "load_weights": "weights",
     "predict": "prediction",
 }
@@ -29,3 +31,6 @@ def __getattr__(name):
 
 def __dir__():
     return sorted({*globals(), *_HOMES, *_MODULES})
+
+
+_register_with_keras()

@@ -1,18 +1,15 @@
 """What `compile` makes of losses and metrics for a model whose outputs are logits, and what it takes by default.
 
-Keras reads `"sparse_categorical_crossentropy"` as the loss of probabilities. On logits that trains to chance, without an
-error. So a loss or metric given by name is taken in its form for logits here, and an object that its caller configured
-stays as it is.
+Keras reads `"sparse_categorical_crossentropy"` as the loss of probabilities. On logits it fails to learn, and no error
+says so. A loss or metric given by name is therefore taken in its form for logits here, and an object that its caller
+configured stays as it is.
 """
 
 import inspect
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras import ops
-
 
 WITHOUT_LOGITS = (keras.losses.KLDivergence, keras.losses.Dice, keras.losses.Tversky, keras.metrics.KLDivergence)
 
@@ -118,6 +115,8 @@ def _class(identifier, module):
             identifier = module.get(identifier)
         except ValueError:
             return None  # compile says so
+        if type(identifier) in classes.values():
+            return type(identifier)
     name = getattr(identifier, "__name__", "")
     if not inspect.isfunction(identifier) or getattr(keras.losses, name, getattr(keras.metrics, name, None)) is not (
         identifier

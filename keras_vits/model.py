@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import math
+import os
 import re
 from typing import Any
 
@@ -51,7 +52,7 @@ class VisionModel(keras.Model):
         trainable: whether the weights train.
         preprocessing: a `Preprocessing`, how an image becomes the model's input; the family's own by default.
         class_names: K names of the classes in the order of the logits, or `None`.
-        frozen: names of the layers that do not train, as `freeze` leaves them.
+        frozen: names of the layers, or paths of those inside (`"block_0/attention"`), that do not train.
         remat: whether training keeps only the blocks' inputs for the backward pass and computes the rest a second time
             (gradient checkpointing): much less memory for about a third more time, the same results. Models that
             `features` returns do not.
@@ -76,10 +77,17 @@ class VisionModel(keras.Model):
         """What the image's height and width must be multiples of, in pixels."""
         return 1
 
+    def __new__(cls, inputs=None, outputs=None, name=None, **_):
+        if inputs is not None and not hasattr(outputs, "_vision_model"):
+            return keras.Model(inputs, outputs, name=name)
+        return super().__new__(cls)
+
     def __init__(
         self,
-        *,
+        inputs=None,
+        outputs=None,
         name=None,
+        *,
         dtype=None,
         trainable=True,
         preprocessing=None,
@@ -88,6 +96,9 @@ class VisionModel(keras.Model):
         remat=False,
         **hyperparameters,
     ):
+        if inputs is not None:
+            self._become_clone(outputs._vision_model, inputs, outputs, name)
+            return
         cfg = self._checked(hyperparameters)
         with _policy(dtype):
             image = keras.Input((*cfg.image_size, cfg.in_channels), name="image")
@@ -96,8 +107,7 @@ class VisionModel(keras.Model):
         super().__init__(inputs=image, outputs=logits, name=name)
         self.dtype_policy = policy
         self.trainable = trainable
-        for layer in frozen:
-            self.get_layer(layer).trainable = False
+        self._freeze(frozen)
         self.remat = remat
         self.cfg = cfg
         if not isinstance(preprocessing, Preprocessing):
@@ -109,6 +119,34 @@ class VisionModel(keras.Model):
             std=_per_channel(preprocessing.std, cfg.in_channels),
         )
         self.class_names = class_names
+
+    def _run_through_graph(self, inputs, operation_fn=None, call_fn=None):
+        """Tells a clone what it was made of: `keras.models.clone_model` runs the graph on symbolic tensors and passes
+        the results to a constructor with Keras' own three arguments, if a class has such a one, but no configuration.
+        A clone whose layers differ is another architecture, which Keras' plain functional model describes.
+        """
+        if operation_fn is None:
+            return super()._run_through_graph(inputs, call_fn=call_fn)
+        made = {}
+        outputs = super()._run_through_graph(
+            inputs, operation_fn=lambda layer: made.setdefault(layer, operation_fn(layer)), call_fn=call_fn
+        )
+        if isinstance(outputs, keras.KerasTensor) and call_fn is None:
+            changed = (made[layer] is layer or not _alike(layer, made[layer]) for layer in made)
+            if made and not any(changed) and tuple(outputs.shape) == tuple(self.outputs[0].shape):
+                outputs._vision_model = self
+        return outputs
+
+    def _become_clone(self, model, inputs, outputs, name):
+        super().__init__(inputs=inputs, outputs=outputs, name=name)
+        self.dtype_policy, self.trainable, self.remat = model.dtype_policy, model.trainable, model.remat
+        self.cfg, self.preprocessing, self.class_names = model.cfg, model.preprocessing, model.class_names
+        self._freeze(model._frozen)
+
+    def _freeze(self, frozen):
+        inside = {layer.path: layer for layer in self._flatten_layers()} if any("/" in path for path in frozen) else {}
+        for path in frozen:
+            (inside[path] if path in inside else self.get_layer(path)).trainable = False
 
     @property
     def class_names(self):
@@ -410,10 +448,16 @@ class VisionModel(keras.Model):
 
     @property
     def _frozen(self):
-        """Names of the layers whose weights do not train, for a model that trains; with adapters, of the merged one."""
+        """Paths of the outermost layers whose weights do not train, for a model that trains; none with adapters."""
         if not self.trainable or self._lora:
             return []
-        return [layer.name for layer in self.layers if layer.weights and not layer.trainable]
+        frozen = [layer.name for layer in self.layers if layer.weights and not layer.trainable]
+        for layer in self.layers:
+            if layer.trainable:
+                inside = layer._flatten_layers(include_self=False)
+                paths = {sub.path for sub in inside if sub.weights and not sub.trainable}
+                frozen += sorted(p for p in paths if not any(p.startswith(f"{other}/") for other in paths))
+        return frozen
 
     def _refuse_lora(self, method):
         if self._lora:
@@ -450,6 +494,16 @@ class VisionModel(keras.Model):
         return resample_positions(ops.convert_to_numpy(value), new, value.shape[1] - math.prod(old), old)
 
     # ---------------------------------------------------------------- saving
+
+    def save(self, filepath: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Writes a `.keras` file, as `keras.Model.save` does; see `keras_vits.load`.
+
+        Raises:
+            ValueError: another kind of file: Keras would write its legacy `.h5`, and cannot read that again.
+        """
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(f"Models of keras_vits are saved as .keras files; received {filepath}.")
+        super().save(filepath, *args, **kwargs)
 
     def get_config(self):
         return {
@@ -495,6 +549,12 @@ def _rematerialized(layer):
         return outputs
 
     return call
+
+
+def _alike(layer, other):
+    return type(layer) is type(other) and (
+        not isinstance(layer, keras.Layer) or layer.get_config() == other.get_config()
+    )
 
 
 def _per_channel(values, channels):

@@ -1,4 +1,4 @@
-"""`compile` of a model whose outputs are logits: the default loss, losses and metrics by name, and what a file keeps."""
+"""`compile` of a model of logits: the default loss, losses and metrics by name, and what a file keeps."""
 
 import warnings
 
