@@ -116,12 +116,12 @@ def test_from_training_to_report(run, trained, tmp_path):
 @pytest.mark.once
 @pytest.mark.parametrize("options", [(), ("--pixels",), ("--head", "softmax")])
 def test_predict_tells_the_same_with_every_file(run, trained, tmp_path, options):
-    from keras_vits.edge import keras_file
+    import keras_vits
     from keras_vits.training import data
 
     model = trained / f"{MODEL}.keras"
     picture = tmp_path / "digit.png"
-    held_out = data.load("digits", keras_file.read(model).preprocessing).validation
+    held_out = data.load("digits", keras_vits.load(model).preprocessing).validation
     Image.fromarray(held_out.pixels()[0]).save(picture)
 
     def labels(file):

@@ -161,6 +161,23 @@ def test_installed_wheel_works_without_the_source(installed):
     ]
 
 
+def test_every_public_name_is_there_after_the_import(installed):
+    code = [
+        "import sys, keras_vits",
+        "assert not {'keras', 'numpy'} & set(sys.modules), 'the import is light'",
+        "names = {*keras_vits.__all__, 'hub'}",
+        "assert names <= set(dir(keras_vits))",
+        "assert all(getattr(keras_vits, name) is not None for name in keras_vits.__all__)",
+        "print(*sorted(names))",
+    ]
+    found = run(installed, sys.executable, "-P", "-c", "\n".join(code)).split()
+    folder = installed / "keras_vits"
+    packages = {p.parent.name for p in folder.glob("*/__init__.py")}
+    assert packages | {"VisionModel", "checkpoints", "create", "hub", "list_models", "predict", "preprocess"} <= set(
+        found
+    )
+
+
 def test_console_script_answers(wheel, installed):
     with zipfile.ZipFile(wheel) as archive:
         parser = configparser.ConfigParser()

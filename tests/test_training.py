@@ -75,7 +75,7 @@ def test_resumed_training_ends_where_an_uninterrupted_one_does(digits, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         fit.fit(create(), digits.train, digits.validation, callbacks=[Interrupt(2)], **run)
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.name]
-    kept = keras_file.read(checkpoint)
+    kept = keras_vits.load(checkpoint)
     assert int(keras.ops.convert_to_numpy(kept.optimizer.iterations)) == 2 * 4
 
     resumed = create(seed=1)  # its own weights do not matter
@@ -104,7 +104,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(digits, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="No space left on device"):
         fit.fit(create(), digits.train, digits.validation, **run)
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.name]
-    assert int(keras.ops.convert_to_numpy(keras_file.read(checkpoint).optimizer.iterations)) == 2
+    assert int(keras.ops.convert_to_numpy(keras_vits.load(checkpoint).optimizer.iterations)) == 2
 
 
 def test_weight_decay_spares_biases_norms_and_embeddings(digits):
@@ -139,7 +139,7 @@ def test_impossible_resumes(digits, tmp_path):
     with pytest.raises(ValueError, match="holds another model"):
         fit.fit(create(depth=2), train, validation, batch_size=50, **run)
     with pytest.raises(ValueError, match="has no optimizer state"):
-        trained = keras_file.export(keras_file.read(path), tmp_path).path
+        trained = keras_file.export(keras_vits.load(path), tmp_path).path
         fit.fit(create(), train, validation, batch_size=50, **{**run, "checkpoint": trained})
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match="truncated or not a"):
@@ -166,7 +166,7 @@ def test_a_keras_file_is_an_artifact(tmp_path):
     model.class_names = list("abcdefghij")
     written = keras_file.export(model, tmp_path)
     assert written == artifact.load(written.path) and written.path == tmp_path / "vit_tiny_patch16_224.keras"
-    assert getattr(keras_file.read(written.path), "optimizer", None) is None
+    assert getattr(keras_vits.load(written.path), "optimizer", None) is None
     images = np.random.default_rng(0).normal(size=(5, 16, 16, 3)).astype("float32")
     check = verify(written, against=model, images=images, labels=np.arange(5))
     assert check.top1_agreement == 1 and check.max_abs_error < 1e-5 and check.partitions is None
@@ -182,5 +182,5 @@ def test_files_that_are_no_keras_file_of_ours(tmp_path, make):
     elif make == "foreign":
         keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(path)
     with pytest.raises(ValueError, match=r"No such file|truncated|not a model of keras_vits") as error:
-        keras_file.read(path)
+        keras_vits.load(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -1,17 +1,14 @@
 """The .keras file as one more format: the model that the phone files come from, kept and checked like them."""
 
 import pathlib
-import zipfile
 
 import keras
 
-from keras_vits import __version__
+from keras_vits import __version__, saving
 from keras_vits._util import files
 from keras_vits._util.files import writing
 from keras_vits.checkpoints.assign import initialize, set_value, values_later
 from keras_vits.graph.ir import histogram
-from keras_vits.models import _registry as registry
-from keras_vits.models._base import VisionModel
 
 from .. import artifact as artifacts
 from ._protocol import Target, Traits
@@ -52,34 +49,6 @@ def export(model, folder, *, name=None):
         )
 
 
-def read(path):
-    """The model of a .keras file, with its optimizer if it was saved with one.
-
-    Args:
-        path: of a file that `export`, a training or `model.save` wrote.
-
-    Returns:
-        A `VisionModel`.
-
-    Raises:
-        ValueError: no such file, or it is truncated or holds no model of this package.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise ValueError(f"No such file: {path}. Give a .keras file that keras-vits train wrote.")
-    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is truncated or not a .keras file: train the model again.")
-    registry.variants()  # makes the families' classes known to Keras
-    try:
-        model = keras.models.load_model(path)
-    except Exception as e:  # whatever zipfile, json and h5py raise on a damaged file
-        reason = " ".join(str(e).split())[:200] or type(e).__name__
-        raise ValueError(f"{path} cannot be read ({reason}): train the model again.") from e
-    if not isinstance(model, VisionModel):
-        raise ValueError(f"{path} holds a {type(model).__name__}, not a model of keras_vits.")
-    return model
-
-
 def load(artifact):
     """A `Runner` of a .keras artifact on the current backend."""
     return Runner(artifact)
@@ -94,7 +63,7 @@ class Runner:
     """
 
     def __init__(self, artifact):
-        self.model = read(artifact.path)
+        self.model = saving.load(artifact.path)
         self.runtime = self.verified_by = f"keras {keras.__version__} on {keras.backend.backend()}"
 
     def predict(self, inputs):
@@ -115,7 +84,7 @@ def run(order):
         torch.set_num_threads(order["threads"])
 
     def load():
-        model = read(order["path"])
+        model = saving.load(order["path"])
         return model.predict_on_batch, f"keras {keras.__version__} on {backend}"
 
     return load

@@ -26,7 +26,7 @@ if args.smoke:
     model = keras_vits.create("vit_tiny_patch16_224", num_classes=3, **tiny)
     model.class_names = ("cat", "dog", "tree")
 else:
-    model = edge.keras_file.read(args.model)
+    model = keras_vits.load(args.model)
 with tempfile.TemporaryDirectory() as folder:
     artifact = edge.litert.export(model, folder)
     bundle = edge.bundle(artifact, args.out, "web", images=args.pictures)

@@ -107,7 +107,7 @@ def create_from_checkpoint(name, weights, overrides):
         settings.setdefault("class_names", names)
     try:
         with values_later():
-            model = cls(name=name, **settings)
+            model = cls(**{"name": name, **settings})
         if stem:
             tensors[stem] = adapt_channels(tensors[stem], model.cfg.in_channels)
         skip = () if model.cfg.num_classes == classes else ("head",)

@@ -507,10 +507,9 @@ def _settings(pairs):
 def _model(name, weights=None):
     """The model of a .keras file, or a new one of a registered name."""
     import keras_vits
-    from keras_vits.edge import keras_file
 
     if name.endswith(".keras"):
-        return keras_file.read(name)
+        return keras_vits.load(name)
     model = keras_vits.create(name, weights=weights)
     if weights is None:
         _say(f"{name} has random weights: give --weights, or a .keras file that keras-vits train wrote.")
@@ -531,13 +530,14 @@ def _inputs(artifact, pictures):
 
 def _verified(files, against, source, limit, device="host"):
     """A `Row` for each file, verified on the held-out pictures."""
+    import keras_vits
     from keras_vits._util.progress import progress
-    from keras_vits.edge import artifact, keras_file
+    from keras_vits.edge import artifact
     from keras_vits.edge.evidence.report import Row
     from keras_vits.edge.evidence.verify import verify as check
 
     given = [artifact.load(file) for file in files]
-    model = keras_file.read(against)
+    model = keras_vits.load(against)
     held_out = _pictures(given[0], source, limit).validation
     return [
         Row(one, check(one, model, _inputs(one, held_out), held_out.labels, device=device))
@@ -548,13 +548,13 @@ def _verified(files, against, source, limit, device="host"):
 def _predicted(file, pictures, top):
     """A list of `Prediction` for each picture, by a model's file of any format."""
     import keras_vits
-    from keras_vits.edge import artifact, keras_file
+    from keras_vits.edge import artifact
     from keras_vits.edge.targets._protocol import target
     from keras_vits.prediction import best
     from keras_vits.preprocess import Preprocessing
 
     if file.suffix == ".keras":
-        return keras_vits.predict(keras_file.read(file), pictures, top)
+        return keras_vits.predict(keras_vits.load(file), pictures, top)
     given = artifact.load(file)
     spec = given.classification
     if spec is None or spec.kind == "top_scores":

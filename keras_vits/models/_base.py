@@ -4,11 +4,14 @@ import contextlib
 import dataclasses
 import fnmatch
 import math
+import os
 import re
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_vits import compiling
 from keras_vits.checkpoints.assign import initialize, resample_positions, set_value, values_later
 from keras_vits.preprocess import Preprocessing
 from keras_vits.specs import InputSpec, OutputSpec, classification
@@ -50,7 +53,7 @@ class VisionModel(keras.Model):
         trainable: whether the weights train.
         preprocessing: a `Preprocessing`, how an image becomes the model's input; the family's own by default.
         class_names: K names of the classes in the order of the logits, or `None`.
-        frozen: names of the layers that do not train, as `freeze` leaves them.
+        frozen: names of the layers, or paths of those inside (`"block_0/attention"`), that do not train.
         remat: whether training keeps only the blocks' inputs for the backward pass and computes the rest a second time
             (gradient checkpointing): much less memory for about a third more time, the same results. Models that
             `features` returns do not.
@@ -75,10 +78,17 @@ class VisionModel(keras.Model):
         """What the image's height and width must be multiples of, in pixels."""
         return 1
 
+    def __new__(cls, inputs=None, outputs=None, name=None, **_):
+        if inputs is not None and not hasattr(outputs, "_vision_model"):
+            return keras.Model(inputs, outputs, name=name)
+        return super().__new__(cls)
+
     def __init__(
         self,
-        *,
+        inputs=None,
+        outputs=None,
         name=None,
+        *,
         dtype=None,
         trainable=True,
         preprocessing=None,
@@ -87,6 +97,9 @@ class VisionModel(keras.Model):
         remat=False,
         **hyperparameters,
     ):
+        if inputs is not None:
+            self._become_clone(outputs._vision_model, inputs, outputs, name)
+            return
         cfg = self._checked(hyperparameters)
         with _policy(dtype):
             image = keras.Input((*cfg.image_size, cfg.in_channels), name="image")
@@ -95,8 +108,7 @@ class VisionModel(keras.Model):
         super().__init__(inputs=image, outputs=logits, name=name)
         self.dtype_policy = policy
         self.trainable = trainable
-        for layer in frozen:
-            self.get_layer(layer).trainable = False
+        self._freeze(frozen)
         self.remat = remat
         self.cfg = cfg
         if not isinstance(preprocessing, Preprocessing):
@@ -108,6 +120,34 @@ class VisionModel(keras.Model):
             std=_per_channel(preprocessing.std, cfg.in_channels),
         )
         self.class_names = class_names
+
+    def _run_through_graph(self, inputs, operation_fn=None, call_fn=None):
+        """Tells a clone what it was made of: `keras.models.clone_model` runs the graph on symbolic tensors and passes
+        the results to a constructor with Keras' own three arguments, if a class has such a one, but no configuration.
+        A clone whose layers differ is another architecture, which Keras' plain functional model describes.
+        """
+        if operation_fn is None:
+            return super()._run_through_graph(inputs, call_fn=call_fn)
+        made = {}
+        outputs = super()._run_through_graph(
+            inputs, operation_fn=lambda layer: made.setdefault(layer, operation_fn(layer)), call_fn=call_fn
+        )
+        if isinstance(outputs, keras.KerasTensor) and call_fn is None:
+            changed = (made[layer] is layer or not _alike(layer, made[layer]) for layer in made)
+            if made and not any(changed) and tuple(outputs.shape) == tuple(self.outputs[0].shape):
+                outputs._vision_model = self
+        return outputs
+
+    def _become_clone(self, model, inputs, outputs, name):
+        super().__init__(inputs=inputs, outputs=outputs, name=name)
+        self.dtype_policy, self.trainable, self.remat = model.dtype_policy, model.trainable, model.remat
+        self.cfg, self.preprocessing, self.class_names = model.cfg, model.preprocessing, model.class_names
+        self._freeze(model._frozen)
+
+    def _freeze(self, frozen):
+        inside = {layer.path: layer for layer in self._flatten_layers()} if any("/" in path for path in frozen) else {}
+        for path in frozen:
+            (inside[path] if path in inside else self.get_layer(path)).trainable = False
 
     @property
     def class_names(self):
@@ -183,6 +223,53 @@ class VisionModel(keras.Model):
             return layer
 
         return self._run_through_graph(self._standardize_inputs(inputs), operation_fn=operation)
+
+    # ---------------------------------------------------------------- training
+
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "rmsprop",
+        loss: Any = "auto",
+        loss_weights: Any = None,
+        metrics: Any = "auto",
+        weighted_metrics: Any = None,
+        **options: Any,
+    ) -> None:
+        """Configures the model for training, as `keras.Model.compile` does, with the loss that fits its logits.
+
+        Args:
+            optimizer: name or object, e.g. `"adamw"` or what `keras_vits.training.adamw` returns.
+            loss: `"auto"` is cross-entropy from logits: sparse for K > 1 classes, whose labels are class numbers (B,),
+                binary for K = 1, whose labels are 0 and 1, and none for the features of a model without a head. A
+                cross-entropy that is given by its name or as Keras' function means its form for logits, too. A loss
+                object is taken as it is; one that takes probabilities is warned about (`compiling.LogitsWarning`).
+            loss_weights: see `keras.Model.compile`.
+            metrics: list of names or objects, read like the losses; `"accuracy"` of one class has the threshold 0.
+                `"auto"` is the accuracy that fits an automatic loss, and nothing for a given loss.
+            weighted_metrics: the same, weighted by the samples' weights.
+            **options: further arguments of `keras.Model.compile`, e.g. `jit_compile`.
+        """
+        classes, automatic = self.cfg.num_classes, isinstance(loss, str) and loss == "auto"
+        if isinstance(metrics, str) and metrics == "auto":
+            metrics = ["accuracy"] if automatic and classes else []  # for None, Keras keeps those from before
+        if automatic:
+            loss = compiling.default_loss(classes)
+        if classes:
+            loss = compiling.loss_of_logits(loss)
+            metrics, weighted_metrics = (compiling.metrics_of_logits(m, classes) for m in (metrics, weighted_metrics))
+        super().compile(
+            optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            **options,
+        )
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles with exactly what a file holds, whatever `compile` would make of it."""
+        super().compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     # ---------------------------------------------------------------- features
 
@@ -376,10 +463,16 @@ class VisionModel(keras.Model):
 
     @property
     def _frozen(self):
-        """Names of the layers whose weights do not train, for a model that trains; with adapters, of the merged one."""
+        """Paths of the outermost layers whose weights do not train, for a model that trains; none with adapters."""
         if not self.trainable or self._lora:
             return []
-        return [layer.name for layer in self.layers if layer.weights and not layer.trainable]
+        frozen = [layer.name for layer in self.layers if layer.weights and not layer.trainable]
+        for layer in self.layers:
+            if layer.trainable:
+                inside = layer._flatten_layers(include_self=False)
+                paths = {sub.path for sub in inside if sub.weights and not sub.trainable}
+                frozen += sorted(p for p in paths if not any(p.startswith(f"{other}/") for other in paths))
+        return frozen
 
     def _refuse_lora(self, method):
         if self._lora:
@@ -416,6 +509,16 @@ class VisionModel(keras.Model):
         return resample_positions(ops.convert_to_numpy(value), new, value.shape[1] - math.prod(old), old)
 
     # ---------------------------------------------------------------- saving
+
+    def save(self, filepath: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Writes a `.keras` file, as `keras.Model.save` does; see `keras_vits.load`.
+
+        Raises:
+            ValueError: another kind of file: Keras would write its legacy `.h5`, and cannot read that again.
+        """
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(f"Models of keras_vits are saved as .keras files; received {filepath}.")
+        super().save(filepath, *args, **kwargs)
 
     def get_config(self):
         return {
@@ -461,6 +564,12 @@ def _rematerialized(layer):
         return outputs
 
     return call
+
+
+def _alike(layer, other):
+    return type(layer) is type(other) and (
+        not isinstance(layer, keras.Layer) or layer.get_config() == other.get_config()
+    )
 
 
 def _per_channel(values, channels):

@@ -9,6 +9,7 @@ import time
 
 import keras
 
+from keras_vits import saving
 from keras_vits.training.data import Augmentation, Batches
 from keras_vits.training.groups import adamw, parameter_groups
 
@@ -160,9 +161,7 @@ def _resume(model, checkpoint, steps):
     """Puts weights and optimizer of the checkpoint into the compiled model; returns the number of finished epochs."""
     if checkpoint is None or not pathlib.Path(checkpoint).is_file():
         raise ValueError(f"There is no checkpoint to resume from; received {checkpoint}. Train without resume first.")
-    from keras_vits.edge.targets.keras_file import read
-
-    saved = read(checkpoint)
+    saved = saving.load(checkpoint)
     if type(saved) is not type(model) or saved.cfg != model.cfg or saved.class_names != model.class_names:
         raise ValueError(
             f"{checkpoint} holds another model than {model.name}, other hyper-parameters or other classes: resume with "
