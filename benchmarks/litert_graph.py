@@ -170,7 +170,11 @@ def measure(folder):
             spec = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")
             model.export(path, format="litert", input_signature=[spec], verbose=False)
             theirs = dict(
-                format="litert", recipe="float32", model=name, input=files["ours"].input, outputs=("output_0",)
+                format="litert",
+                recipe="float32",
+                model=name,
+                inputs=files["ours"].inputs,
+                outputs=files["ours"].outputs,
             )
             files["keras_export"] = edge.artifact.make(path, **theirs)
         for recipe in ("dynamic_int8", "static_int8", "weight_int4"):

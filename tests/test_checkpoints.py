@@ -17,6 +17,7 @@ from test_weights import exported
 import keras_vits
 from keras_vits import checkpoints, cli
 from keras_vits.prediction import Prediction, best
+from keras_vits.specs import OutputSpec, classification
 
 PACKAGE = pathlib.Path(keras_vits.__file__).parent / "checkpoints"
 CHINA = load_sample_image("china.jpg")
@@ -246,12 +247,14 @@ def test_predict_refuses(model):
 
 @pytest.mark.once
 def test_best_of_logits_and_of_probabilities():
-    assert best([0.0, np.log(3.0)], ["a", "b"], 5) == [
+    assert best([0.0, np.log(3.0)], classification("logits", 2, ("a", "b")), 5) == [
         Prediction("b", pytest.approx(0.75), 1),
         Prediction("a", pytest.approx(0.25), 0),
     ]
-    assert best([0.25, 0.75], (), 1, logits=False) == [Prediction("class 1", 0.75, 1)]
-    assert best([1e4, 0.0], (), 1) == [Prediction("class 0", 1.0, 0)]  # no overflow
+    assert best([0.25, 0.75], OutputSpec(name="p", kind="probabilities", classes=2), 1) == [
+        Prediction("class 1", 0.75, 1)
+    ]
+    assert best([1e4, 0.0], classification("logits", 2), 1) == [Prediction("class 0", 1.0, 0)]  # no overflow
 
 
 @pytest.mark.once

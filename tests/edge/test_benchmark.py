@@ -18,6 +18,7 @@ from keras_vits.edge import artifact as artifacts
 from keras_vits.edge.devices import host
 from keras_vits.edge.evidence.benchmark import benchmark
 from keras_vits.edge.records import Latency, ratio
+from keras_vits.specs import InputSpec, OutputSpec
 
 pytestmark = pytest.mark.once
 
@@ -64,9 +65,15 @@ def dense_chain(path, depth, width=256):
 
 
 def describe(path, format, shape, **fields):
-    spec = artifacts.InputSpec(name="image", shape=shape)
+    spec = InputSpec(name="image", shape=shape)
     return artifacts.make(
-        path, format=format, recipe="float32", model=path.stem, input=spec, outputs=("logits",), **fields
+        path,
+        format=format,
+        recipe="float32",
+        model=path.stem,
+        inputs=(spec,),
+        outputs=(OutputSpec(name="logits", kind="logits"),),
+        **fields,
     )
 
 

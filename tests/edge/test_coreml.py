@@ -299,9 +299,9 @@ def test_model_equals_file(family, precision, tmp_path):
     else:
         assert 1e-6 * scale < error <= steps * 2**-11 * scale
     assert artifact.path == tmp_path / f"{model.name}_{precision}.mlpackage"
-    assert (artifact.recipe, artifact.format, artifact.head) == (precision, "coreml", "logits")
+    assert (artifact.recipe, artifact.format, artifact.outputs[0].kind) == (precision, "coreml", "logits")
     assert artifact.input == artifacts.InputSpec(name="image", shape=(1, *x.shape[1:]), dtype="float32")
-    assert artifact.outputs == ("logits",) and plain(artifacts.load(artifact.path)) == plain(artifact)
+    assert artifact.output_names == ("logits",) and plain(artifacts.load(artifact.path)) == plain(artifact)
     assert set(artifact.tools) == {"keras_vits", "keras", "backend", "coremltools"}
     assert artifact.tools["backend"] == keras.backend.backend()
 
@@ -540,7 +540,7 @@ def test_several_outputs(layout, tmp_path):
     x = images(model, 3)
     artifact = coreml.export(model, tmp_path, precision="float32", batch=2, layout=layout)
     found = coreml.load(artifact).predict(x)
-    assert len(found) == 4 and tuple(found) == artifact.outputs == tuple(model.output_names)
+    assert len(found) == 4 and tuple(found) == artifact.output_names == tuple(model.output_names)
     for y, expected in zip(found.values(), trace(model, 3)(x), strict=True):
         assert close(y, expected)
     with pytest.raises(ValueError, match=r"softmax.*one output.*4"):
@@ -604,7 +604,7 @@ def test_a_mac_is_asked_for_the_same_numbers(kind, tmp_path, monkeypatch):
     assert runner._model.compute_units.name == "CPU_AND_NE"
     found = runner.predict(x)
     if kind == "several":
-        assert list(found) == list(elsewhere) == list(artifact.outputs)
+        assert list(found) == list(elsewhere) == list(artifact.output_names)
         found, elsewhere = (np.concatenate([y.ravel() for y in by_name.values()]) for by_name in (found, elsewhere))
     else:
         check = verify(artifact, model, x)
@@ -680,7 +680,7 @@ def test_image_input_normalises_as_the_model_says(family_name, name, tmp_path):
     planes = pixels[..., ::-1] if prep.channel_order == "bgr" else pixels
     expected = logits(model, (planes / 255 - prep.mean) / prep.std)
     artifact = coreml.export(model, tmp_path, precision="float32", image_input=True)
-    assert artifact.input.dtype == "image" and artifact.head == "logits"
+    assert artifact.input.dtype == "image" and artifact.outputs[0].kind == "logits"
     assert np.abs(coreml.load(artifact).predict(pixels) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
@@ -702,7 +702,7 @@ def test_a_classifier(tmp_path):
     scores = np.exp(logits(model, (pixels / 255 - prep.mean) / prep.std))
     expected = scores / scores.sum(-1, keepdims=True)
     artifact = coreml.export(model, tmp_path, precision="float32", image_input=True)
-    assert artifact.head == "softmax" and artifact.class_names == tuple(names)
+    assert artifact.outputs[0].kind == "probabilities" and artifact.class_names == tuple(names)
     np.testing.assert_allclose(coreml.load(artifact).predict(pixels), expected, atol=1e-5)
     package = mlprogram.Program(artifact.path)
     assert package({"image": pixels})["classLabel"] == [names[i] for i in expected.argmax(-1)]
@@ -711,7 +711,7 @@ def test_a_classifier(tmp_path):
     small = coreml.load(coreml.quantize(artifact, "int8")).predict(pixels)
     np.testing.assert_allclose(small.sum(-1), 1, atol=1e-5)
     numbers = coreml.export(create("vit"), tmp_path, head="softmax", name="numbers")
-    assert numbers.outputs == ("probabilities",) and numbers.path.name == "numbers_float16.mlpackage"
+    assert numbers.output_names == ("probabilities",) and numbers.path.name == "numbers_float16.mlpackage"
     np.testing.assert_allclose(coreml.load(numbers).predict(images(model)).sum(-1), 1, atol=2e-3)
 
 
@@ -820,7 +820,7 @@ def test_calibration_of_a_classifier_of_pictures(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (9, *model.input_shape[1:]), np.uint8)
     full = coreml.export(model, tmp_path, image_input=True)
     small = coreml.quantize(full, "int8_int8", pixels)
-    assert small.head == "softmax" and small.class_names == tuple("abcde")
+    assert small.outputs[0].kind == "probabilities" and small.class_names == tuple("abcde")
     np.testing.assert_allclose(coreml.load(small).predict(pixels), coreml.load(full).predict(pixels), atol=0.05)
 
 

@@ -429,7 +429,7 @@ def test_no_slower_than_keras_own_export(family, tmp_path):
     spec = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")
     model.export(path, format="litert", input_signature=[spec], verbose=False)
     theirs = edge.artifact.make(
-        path, format="litert", recipe="float32", model=model.name, input=ours.input, outputs=("output_0",)
+        path, format="litert", recipe="float32", model=model.name, inputs=ours.inputs, outputs=ours.outputs
     )
     x = images(model, 1)
     assert close(litert.load(ours).run(x)[0], litert.load(theirs).run(x)[0])
@@ -454,7 +454,7 @@ def test_features_and_signatures(tmp_path):
     x = images(model, 1)
     logits, block, pooled = model.predict(x, verbose=0), *model.features([-1, "pool"]).predict(x, verbose=0)
     f32 = edge.litert.export(model, tmp_path, features=[-1, "pool"], head="softmax")
-    assert f32.outputs == ("probabilities", "block_1", "pool")
+    assert f32.output_names == ("probabilities", "block_1", "pool")
     found = litert.Runner(f32.path).run(x)
     assert close(found[1], block) and close(found[2], pooled)
     assert edge.verify(f32, against=model, images=x).sqnr_db > 90
@@ -490,7 +490,7 @@ def test_channels_first(pixels, tmp_path):
     f32 = edge.litert.export(model, tmp_path, layout="nchw", batch=2, uint8_input=pixels)
     assert f32.input.shape == (2, *model.input_shape[1:])
     assert list(signatures(f32)["serving_default"]["inputs"]) == ["image"]
-    assert litert.Runner(f32.path).input["shape"].tolist() == [2, 3, *model.input_shape[1:3]]
+    assert litert.Runner(f32.path).inputs[0]["shape"].tolist() == [2, 3, *model.input_shape[1:3]]
     check = edge.verify(f32, against=model, images=x)
     assert check.max_abs_error < 1e-4 and check.partitions == 1 and not check.gpu_offenders
     plain = edge.litert.export(model, tmp_path, batch=2, uint8_input=pixels, name="plain")
@@ -530,7 +530,7 @@ def test_options_that_do_not_fit(options, words, tmp_path):
 def test_options_of_models_that_are_not_ours(tmp_path):
     image = keras.Input((4, 4, 3))
     model = keras.Model(image, keras.layers.Dense(2, name="last")(keras.layers.Flatten(name="flat")(image)))
-    assert edge.litert.export(model, tmp_path, features=["flat"]).outputs == ("logits", "flat")
+    assert edge.litert.export(model, tmp_path, features=["flat"]).output_names == ("logits", "flat")
     with pytest.raises(ValueError, match="has no layer flatt; it has: flat,"):
         edge.litert.export(model, tmp_path, features=["flatt"])
     with pytest.raises(ValueError, match="image_size needs a VisionModel"):

@@ -14,6 +14,7 @@ from keras_vits.edge import artifact as artifacts
 from keras_vits.edge.evidence.plots import Point, plot
 from keras_vits.edge.evidence.report import Row, host_environment, recommend, report
 from keras_vits.edge.records import Latency, Verification
+from keras_vits.specs import InputSpec, OutputSpec
 
 pytestmark = pytest.mark.once
 
@@ -29,9 +30,15 @@ def make_row(folder, model, format, recipe, *, size, top1=None, agreement=1.0, s
         (path / "weights").write_bytes(bytes(size))
     else:
         path.write_bytes(bytes(size))
-    spec = artifacts.InputSpec(name="image", shape=(1, 8, 8, 3))
+    spec = InputSpec(name="image", shape=(1, 8, 8, 3))
     artifact = artifacts.make(
-        path, format=format, recipe=recipe, model=model, input=spec, outputs=("logits",), tools={"backend": "jax"}
+        path,
+        format=format,
+        recipe=recipe,
+        model=model,
+        inputs=(spec,),
+        outputs=(OutputSpec(name="logits", kind="logits"),),
+        tools={"backend": "jax"},
     )
     check = Verification(
         artifact=artifact,
