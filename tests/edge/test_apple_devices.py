@@ -39,7 +39,7 @@ class MLModel:
 
     def predict(self, images):
         time.sleep(self.seconds)
-        return {"logits": np.zeros((1, 5), np.float32)}
+        return {"dense": np.zeros((1, 5), np.float32)}
 
 
 models = types.SimpleNamespace(MLModel=MLModel)

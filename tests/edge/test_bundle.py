@@ -171,9 +171,13 @@ def test_what_a_platform_cannot_use_is_refused(artifacts, tmp_path, kind, platfo
 def test_other_mistakes(artifacts, tmp_path):
     given = artifacts("litert")
     with pytest.raises(ValueError, match="does not know its preprocessing"):
-        edge.bundle(dataclasses.replace(given, preprocessing={}), tmp_path / "out", "web")
-    with pytest.raises(ValueError, match="gives 4 classes and knows 1 names"):
-        edge.bundle(dataclasses.replace(given, class_names=("cat",)), tmp_path / "out", "web")
+        edge.bundle(
+            dataclasses.replace(given, inputs=(dataclasses.replace(given.input, preprocessing={}),)),
+            tmp_path / "out",
+            "web",
+        )
+    with pytest.raises(ValueError, match="has 4 classes and 1 class names"):
+        dataclasses.replace(given.outputs[0], class_names=("cat",))
     with pytest.raises(ValueError, match="was changed after it was written"):
         edge.bundle(dataclasses.replace(given, sha256="0"), tmp_path / "out", "web")
     with pytest.raises(ValueError, match="no pictures for the self-test"):

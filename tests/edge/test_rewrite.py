@@ -8,6 +8,7 @@ from keras_vits.edge import trace
 from keras_vits.graph.ir import Builder
 from keras_vits.graph.rewrite import rewrite, with_head, with_pixels
 from keras_vits.preprocess import Preprocessing
+from keras_vits.specs import OutputSpec, classification
 
 family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 RANDOM = np.random.default_rng(0)
@@ -314,12 +315,37 @@ def test_pixels_are_normalised_inside(family, order):
 def test_heads():
     b = Builder()
     b.graph.outputs = [b("mul", b.input("x", (1, 6)), b.constant(2.0))]
-    x = random(1, 6)
-    probabilities = with_head(b.graph, "softmax")(x)[0]
+    x, logits = random(1, 6), (classification("logits", 6, shape=(1, 6)),)
+    graph, (spec,) = with_head(b.graph, logits, "softmax")
+    probabilities = graph(x)[0]
     assert probabilities.sum() == pytest.approx(1, abs=1e-6)
-    scores, classes = with_head(b.graph, "top_k", 3)(x)
-    assert classes[0].tolist() == np.argsort(-x[0])[:3].tolist() and np.array_equal(
-        scores[0], probabilities[0][classes[0]]
-    )
+    assert (spec.name, spec.kind, spec.applied) == ("probabilities", "probabilities", "softmax")
+    graph, specs = with_head(b.graph, logits, "top_k", 3)
+    scores, classes = graph(x)
+    assert [(s.name, s.shape) for s in specs] == [("scores", (1, 3)), ("classes", (1, 3))]
+    assert classes[0].tolist() == np.argsort(-x[0])[:3].tolist()
+    assert np.array_equal(scores[0], probabilities[0][classes[0]])
     with pytest.raises(ValueError, match="head must be"):
-        with_head(b.graph, "sigmoid")
+        with_head(b.graph, logits, "sigmoid")
+
+
+def test_a_head_fits_the_kind_of_output():
+    b = Builder()
+    b.graph.outputs = [b("mul", b.input("x", (1, 6)), b.constant(2.0))]
+    x = random(1, 6)
+    probabilities = OutputSpec(name="p", kind="probabilities", classes=6, shape=(1, 6))
+    graph, _ = with_head(b.graph, (probabilities,), "softmax")
+    assert np.array_equal(graph(x)[0], b.graph(x)[0])  # no second softmax
+    features = OutputSpec(name="features", kind="features", shape=(1, 6))
+    for head in ("softmax", "top_k"):
+        with pytest.raises(ValueError, match=f"of the kind 'features', which cannot have head='{head}'"):
+            with_head(b.graph, (features,), head)
+    for k in (0, -1, 2.0):
+        with pytest.raises(ValueError, match="top_k must be at least 1"):
+            with_head(b.graph, (probabilities,), "top_k", k)
+    one = Builder()
+    one.graph.outputs = [one("mul", one.input("x", (1, 1)), one.constant(2.0))]
+    graph, (spec,) = with_head(one.graph, (classification("logits", 1, shape=(1, 1)),), "softmax")
+    assert graph(np.ones((1, 1)))[0] == pytest.approx(1 / (1 + np.exp(-2.0))) and spec.applied == "sigmoid"
+    with pytest.raises(ValueError, match="single class"):
+        with_head(one.graph, (classification("logits", 1, shape=(1, 1)),), "top_k")

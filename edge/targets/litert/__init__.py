@@ -13,14 +13,12 @@ import math
 import pathlib
 import warnings
 
-import keras
 import numpy as np
 
 from keras_vits._util import files
 from keras_vits.graph.ir import Node, constant, histogram, make_node
 from keras_vits.graph.ops import same_padding
 from keras_vits.graph.rewrite import rewrite, with_head, with_layout, with_pixels
-from keras_vits.graph.trace import trace
 from keras_vits.specs import of_model, read_outputs
 from keras_vits.version import __version__
 
@@ -78,6 +76,10 @@ def export(
         ValueError: an operation without a translation (named with its layer), an unknown head, layout, layer or output,
             an image size that the weights do not fit, or a folder that cannot be written. Nothing is half-written.
     """
+    import keras
+
+    from keras_vits.graph.trace import trace
+
     _schema()
     name = name or model.name
     if image_size is not None:
@@ -86,7 +88,10 @@ def export(
         model = model.resized(image_size)
     preprocessing = getattr(model, "preprocessing", None)
     taps = {layer: model.get_layer(layer).output for layer in _layer_names(model, features)}
-    graph = trace(keras.Model(model.inputs, [model.output, *taps.values()], name=name) if taps else model, batch)
+    graph = trace(
+        keras.Model(model.inputs, [*keras.tree.flatten(model.output), *taps.values()], name=name) if taps else model,
+        batch,
+    )
     traced = len(graph.nodes)
     inputs, specs = of_model(
         model, dataclasses.replace(graph, outputs=graph.outputs[: len(graph.outputs) - len(taps)]), kinds
