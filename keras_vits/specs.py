@@ -10,9 +10,9 @@ import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 if typing.TYPE_CHECKING:
+    import numpy as np
+
     from keras_vits.graph.ir import Graph
 
 Kind = typing.Literal[
@@ -77,6 +77,8 @@ class InputSpec:
 
     def as_stored(self, images: np.ndarray) -> np.ndarray:
         """Images (B,H,W,C) as the file takes them."""
+        import numpy as np
+
         return np.ascontiguousarray(np.moveaxis(images, 3, 1)) if self.layout == "nchw" else images
 
 
@@ -122,6 +124,8 @@ class OutputSpec:
         Raises:
             SpecError: an output of this kind has no classes.
         """
+        import numpy as np
+
         values = np.asarray(values, "float64")
         if self.kind == "logits":
             e = np.exp(values - values.max(-1, keepdims=True))
@@ -139,6 +143,8 @@ class OutputSpec:
         Raises:
             SpecError: an output of this kind has no classes.
         """
+        import numpy as np
+
         values = np.asarray(values)
         if self.kind == "top_classes":
             return values[..., 0]

@@ -10,6 +10,7 @@ import sys
 import pytest
 from PIL import Image
 
+import keras_vits
 from keras_vits import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -61,10 +62,23 @@ def test_help_names_every_recipe():
     from keras_vits import cli
     from keras_vits.edge.quantize.recipes import RECIPES
 
-    litert, coreml = (re.findall(r"[\w]+", part.split(":")[1]) for part in cli.RECIPES.split(". "))
-    precision = ["float16"]  # of Core ML, which files are exported with
-    assert litert == [name for name, recipe in RECIPES.items() if "litert" in recipe.formats]
-    assert precision + coreml == [name for name, recipe in RECIPES.items() if "coreml" in recipe.formats]
+    told = dict(re.findall(r"(\w+): ([\w, ]+)\.", cli._files.recipes_by_target()))
+    formats = dict.fromkeys(format for recipe in RECIPES.values() for format in recipe.formats)
+    assert set(told) == set(formats)
+    for format, names in told.items():
+        assert names.split(", ") == [name for name, recipe in RECIPES.items() if format in recipe.formats]
+
+
+@pytest.mark.once
+def test_version(run):
+    code, out, _ = run("--version")
+    assert (code, out) == (0, f"keras-vits {keras_vits.__version__}\n")
+
+
+@pytest.mark.once
+def test_no_verb_shows_the_help_alone(run):
+    code, out, err = run()
+    assert code == 2 and "Usage: keras-vits" in out + err and "Error" not in out + err
 
 
 @pytest.mark.once
@@ -244,9 +258,9 @@ def test_an_error_of_ours_is_told_apart(run, monkeypatch):
 
 
 def test_a_missing_backend_names_the_extra(monkeypatch):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'pip install "keras-vits\[torch\]"'):
-        cli.use_backend(cli.Backend.torch)
+    monkeypatch.setattr(cli._app.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[torch\]"'):
+        cli.use_backend(cli._app.Backend.torch)
 
 
 @pytest.mark.once

@@ -9,11 +9,12 @@ import dataclasses
 import importlib
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from ..artifact import Artifact
+    from ..artifact import Artifact
 
 HOMES = {  # name -> the module of this package that has its `TARGET`
     "litert": "litert",
@@ -61,6 +62,8 @@ class Traits:
         sign: the same as a character, in text.
         extra: of pyproject.toml, that brings what it needs.
         pixels: dtype of an input that takes pixels, `"uint8"` or `"image"`; "" where it has none.
+        pixel_option: keyword of `export` that makes the file take pixels; "" where there is none.
+        precisions: what `export` takes as `precision`; () where a file is always float32.
         float_recipe: recipe of the file that the others are quantized from.
         restarts: whether each measuring process lays out the file's weights anew, so that several of them are measured.
         exact_floats: whether the CPU computes a float32 file's sums in float32, so that a device may differ by their
@@ -79,6 +82,8 @@ class Traits:
     sign: str = "●"
     extra: str = ""
     pixels: str = ""
+    pixel_option: str = ""
+    precisions: tuple[str, ...] = ()
     float_recipe: str = "float32"
     restarts: bool = False
     profiled: bool = False

@@ -1060,6 +1060,7 @@ TARGET = Target(
         sign="●",
         extra="litert",
         pixels="uint8",
+        pixel_option="uint8_input",
         restarts=True,
         profiled=True,
         order=_order,

@@ -1,0 +1,217 @@
+"""What the verbs share: the application, its options, the choice of a backend, and what is printed.
+
+Keras is imported only when a verb runs: the backend is chosen before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+try:
+    import typer
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+except ImportError as e:
+    sys.exit(f'The keras-vits command needs {e.name}. From a checkout: pip install -e ".[cli]"')
+
+from keras_vits.edge.targets._protocol import names
+from keras_vits.version import __version__
+
+if TYPE_CHECKING:
+    from keras_vits.edge.artifact import Artifact
+    from keras_vits.training.data import Pictures
+
+
+VERBS = ("list", "train", "export", "quantize", "verify", "benchmark", "report", "bundle", "predict", "demo")
+
+
+class _InOrder(typer.core.TyperGroup):
+    """Lists the verbs in the order in which they are used."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        return [*VERBS, *(name for name in super().list_commands(ctx) if name not in VERBS)]
+
+
+app = typer.Typer(
+    cls=_InOrder,
+    help="Vision transformers for Keras 3: from a folder of pictures to a file that a phone runs, with evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    epilog="Example: `keras-vits demo`, or `keras-vits train mobilevitv2_050 --data photos/`",
+)
+console = Console(highlight=False, markup=False, soft_wrap=True)  # a path stays one line and is printed as it is
+NAMES = ("Family", "Published weights", "Licence", "On, threads")  # columns of text
+
+
+class Backend(StrEnum):
+    tensorflow = "tensorflow"
+    jax = "jax"
+    torch = "torch"
+
+
+Format = StrEnum("Format", {name: name for name in names() if name != "keras"})
+
+
+class Head(StrEnum):
+    logits = "logits"
+    softmax = "softmax"
+    top_k = "top_k"
+
+
+class Platform(StrEnum):
+    android = "android"
+    ios = "ios"
+    web = "web"
+
+
+class Precision(StrEnum):
+    float16 = "float16"
+    float32 = "float32"
+
+
+def use_backend(backend: Backend | None) -> None:
+    """Sets the backend before Keras is imported, which reads it once, and silences what the frameworks have to say."""
+    from keras_vits.checkpoints import LicenseWarning
+
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("default", LicenseWarning)
+    warnings.filterwarnings(
+        "default", category=UserWarning, module=r"keras_vits\."
+    )  # what could not be measured on a device
+    warnings.showwarning = lambda message, *_: say(message)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if backend or "KERAS_BACKEND" not in os.environ:
+        chosen = backend or next((b for b in ("jax", "tensorflow", "torch") if importlib.util.find_spec(b)), None)
+        if chosen is None or not importlib.util.find_spec(chosen):
+            raise ImportError(f'Keras needs a backend. From a checkout: pip install -e ".[{chosen or "jax"}]"')
+        os.environ["KERAS_BACKEND"] = str(chosen)
+    if os.environ["KERAS_BACKEND"] == "tensorflow" and "keras" not in sys.modules:
+        with _no_stderr():  # TensorFlow's start-up and its search for a GPU write there, whatever the log level
+            import keras
+
+            keras.ops.zeros(1)
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Discards what native code writes to stderr."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+BackendOption = Annotated[
+    Backend | None,
+    typer.Option(
+        help="What Keras runs on. Default: KERAS_BACKEND, else the first installed of jax, tensorflow, torch.",
+        callback=lambda value: use_backend(value),
+        is_eager=True,
+        show_default=False,
+    ),
+]
+OutOption = Annotated[pathlib.Path, typer.Option("--out", "-o", help="Folder to write to.")]
+DataOption = Annotated[
+    str, typer.Option("--data", "-d", help="A folder with one subfolder of images per class, or 'digits'.")
+]
+LimitOption = Annotated[
+    int | None, typer.Option(help="Use at most so many training and so many held-out pictures.", show_default=False)
+]
+SizeOption = Annotated[
+    int | None, typer.Option(help="Side of the square that the model sees, in pixels.", show_default=False)
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the last epoch that was kept in --out.")]
+SeedOption = Annotated[
+    int, typer.Option(help="Seed of the initial weights, the order of the pictures and the augmentation.")
+]
+
+
+def say(line: str) -> None:
+    """Prints a line for the reader that is not the verb's result."""
+    print(line, file=sys.stderr)
+
+
+def table(*heads: str) -> Table:
+    """A table; columns of names are on the left, those of numbers on the right."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, head in enumerate(heads):
+        made.add_column(head, justify="left" if not i or head in NAMES else "right", overflow="fold")
+    return made
+
+
+def size(image_size: int | tuple[int, int]) -> str:
+    """Pixels as "224", or "1024x768" (height x width)."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def one_line(message: object) -> str:
+    """A message without line breaks."""
+    return " ".join(str(message).split())
+
+
+def pictures_for(artifact: Artifact, source: str, limit: int | None = None) -> Pictures:
+    """The data set `source`, read as the artifact's input must be."""
+    from keras_vits.preprocess import Preprocessing
+    from keras_vits.training import data
+
+    return data.load(source, Preprocessing(**artifact.preprocessing), limit=limit)
+
+
+def inputs_for(artifact: Artifact, pictures: Any) -> Any:
+    """The pictures as the artifact takes them: normalised numbers, or pixels."""
+    return pictures.pixels() if artifact.input.takes_pixels else pictures.images()
+
+
+def written(artifact: Artifact) -> None:
+    """Prints a file that was written."""
+    console.print(f"{artifact.path}  {artifact.size_bytes / 1e6:.2f} MB")
+
+
+@contextlib.contextmanager
+def keeping(folder: pathlib.Path) -> Iterator[None]:
+    """Ctrl-C in a training ends with one line that says what is kept."""
+    started = time.time()
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = sorted(p for p in folder.glob("*.checkpoint.keras") if p.stat().st_mtime >= started)
+        if kept:
+            say(f"Stopped. The last finished epoch is kept in {kept[-1]}: the same command with --resume continues.")
+        else:
+            say("Stopped before the first epoch was finished: nothing is kept.")
+        raise typer.Exit(130) from None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"keras-vits {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (works behind every verb).")
+    ] = False,
+) -> None:
+    pass

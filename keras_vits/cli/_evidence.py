@@ -1,0 +1,222 @@
+"""Verbs of evidence: verify, benchmark, report, and the demo, which does all."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from keras_vits.cli._app import (
+    BackendOption,
+    DataOption,
+    LimitOption,
+    OutOption,
+    ResumeOption,
+    SeedOption,
+    SizeOption,
+    app,
+    console,
+    inputs_for,
+    keeping,
+    pictures_for,
+    table,
+)
+
+
+@app.command(epilog="Example: `keras-vits verify out/vit_static_int8.tflite --against out/vit.keras --data photos/`")
+def verify(
+    files: Annotated[list[pathlib.Path], typer.Argument(help="Files that keras-vits export or quantize wrote.")],
+    against: Annotated[str, typer.Option(help="The .keras file that they came from.")],
+    data: DataOption = "digits",
+    limit: LimitOption = None,
+    device: Annotated[
+        str, typer.Option(help="What runs them: host, or arm64 (an emulated processor; .tflite only).")
+    ] = "host",
+    backend: BackendOption = None,
+) -> None:
+    """Compare files with the model they came from, on the held-out pictures."""
+    _show(_verified(files, against, data, limit, device))
+
+
+@app.command(epilog="Example: `keras-vits benchmark out/*.tflite --threads 4`")
+def benchmark(
+    files: Annotated[list[pathlib.Path], typer.Argument(help="Files that keras-vits wrote.")],
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Where to run: host, android or android:SERIAL, browser, browser:HOST:PORT for a phone "
+            "that opens the page, macos, ios:FOLDER (Xcode's reports)."
+        ),
+    ] = "host",
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, help="For each file; may be repeated. 2, on a phone 1, 2 and 4.")
+    ] = None,
+    accelerator: Annotated[
+        list[str] | None, typer.Option(help="Such as cpu or gpu; may be repeated. All that are present.")
+    ] = None,
+    profile: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder for a plot of each .tflite file: where its time goes on the host, by layer."),
+    ] = None,
+    backend: BackendOption = None,
+) -> None:
+    """Measure latency, load time and memory, of all files in turns."""
+    from keras_vits.edge import artifact
+    from keras_vits.edge.devices import browser
+    from keras_vits.edge.evidence.benchmark import benchmark
+    from keras_vits.edge.evidence.profile import profile as profiled
+    from keras_vits.edge.records import DeviceError
+    from keras_vits.edge.targets._protocol import target
+
+    artifacts = [artifact.load(file) for file in files]
+    try:
+        if device.startswith("browser:"):
+            found = browser.serve(
+                artifacts,
+                *browser.address(device.partition(":")[2]),
+                threads=tuple(threads or browser.THREADS),
+                accelerators=tuple(accelerator or ()) or None,
+                on_url=lambda url: console.print(f"Open {url}"),
+            )
+        else:
+            found = benchmark(artifacts, device=device, threads=threads or None, accelerators=accelerator or None)
+    except DeviceError as e:
+        _speeds(e.results)
+        raise
+    _speeds(found)
+    for file in artifacts if profile else ():
+        if target(file.format).traits.profiled:
+            drawn = profiled(file, threads=(threads or [2])[0]).plot(profile / f"{file.path.stem}.png")
+            console.print(f"Where the time goes  {drawn}")
+
+
+@app.command(
+    epilog="Example: `keras-vits report out/*.tflite --against out/vit.keras --data photos/ --out out/report.html`"
+)
+def report(
+    files: Annotated[list[pathlib.Path], typer.Argument(help="Files that keras-vits export or quantize wrote.")],
+    against: Annotated[str, typer.Option(help="The .keras file that they came from.")],
+    data: DataOption = "digits",
+    out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="The page.")] = pathlib.Path("out/report.html"),
+    limit: LimitOption = None,
+    threads: Annotated[int, typer.Option(min=1, help="For each file.")] = 2,
+    backend: BackendOption = None,
+) -> None:
+    """Verify and benchmark files, and write a page with the evidence."""
+    from keras_vits.cli.demo_job import measure
+    from keras_vits.edge.evidence.report import report
+
+    rows = measure(_verified(files, against, data, limit), threads=threads, min_seconds=2.0)
+    written = report(rows, out)
+    _show(rows)
+    console.print(f"Report  {written.html}")
+
+
+@app.command(
+    epilog="Examples: `keras-vits demo`; `keras-vits demo --data photos/ --model mobilevitv2_100 --image-size 128`"
+)
+def demo(
+    data: DataOption = "digits",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Name of a model. Default: a small MobileViT v2 and a small ViT.", show_default=False),
+    ] = None,
+    out: OutOption = pathlib.Path("out"),
+    image_size: SizeOption = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the pictures. Default: each model's own.", show_default=False)
+    ] = None,
+    limit: LimitOption = None,
+    resume: ResumeOption = False,
+    seed: SeedOption = 0,
+    backend: BackendOption = None,
+) -> None:
+    """Do it all: train, export, quantize, verify, benchmark, report.
+
+    Without options it trains two small models on 1,297 real handwritten digits, in some minutes on two cores.
+    """
+    from keras_vits.cli.demo_job import demo as run
+    from keras_vits.edge.evidence.report import recommend
+    from keras_vits.edge.targets._protocol import target
+
+    with keeping(out):
+        found = run(
+            out,
+            source=data,
+            model=model,
+            size=image_size,
+            epochs=epochs,
+            limit=limit,
+            resume=resume,
+            seed=seed,
+            say=console.print,
+        )
+    _show(found.rows)
+    for format in dict.fromkeys(row.artifact.format for row in found.rows):
+        if phone := target(format).traits.phone:
+            row, reason = recommend(found.rows, format)
+            console.print(f"{phone:8}{row.artifact.path}  ({reason})")
+    console.print(f"{'Report':8}{found.report.html}  (everything took {found.seconds:.0f} s)")
+
+
+def _verified(
+    files: list[pathlib.Path], against: str, source: str, limit: int | None, device: str = "host"
+) -> list[Any]:
+    """A `Row` for each file, verified on the held-out pictures."""
+    import keras_vits
+    from keras_vits._util.progress import progress
+    from keras_vits.edge import artifact
+    from keras_vits.edge.evidence.report import Row
+    from keras_vits.edge.evidence.verify import verify as check
+
+    given = [artifact.load(file) for file in files]
+    model = keras_vits.load(against)
+    held_out = pictures_for(given[0], source, limit).validation
+    return [
+        Row(one, check(one, model, inputs_for(one, held_out), held_out.labels, device=device))
+        for one in progress(given, "Verifying")
+    ]
+
+
+def _show(rows: Sequence[Any]) -> None:
+    """The table of files."""
+    shown = table("File", "MB", "Top-1", "Agrees", "SQNR dB", "ms")
+    for row in rows:
+        check, speed = row.verification, row.latency
+        shown.add_row(
+            row.artifact.path.name,
+            f"{row.artifact.size_bytes / 1e6:.2f}",
+            "" if check.top1 is None else f"{check.top1:.1%}",
+            "" if check.top1_agreement is None else f"{check.top1_agreement:.1%}",
+            "exact" if math.isinf(check.sqnr_db) else f"{check.sqnr_db:.1f}",
+            f"{speed.median_ms:.2f}" if speed else "",
+        )
+    console.print(shown, soft_wrap=False)
+    for format in dict.fromkeys(row.artifact.format for row in rows):
+        check = next(row.verification for row in rows if row.artifact.format == format)
+        simplified = "{} operations simplified to {}, ".format(*check.operations) if check.operations else ""
+        console.print(f"{format}: {simplified}on {check.images} pictures, {check.verified_by}")
+    for row in rows:
+        for offence in row.verification.gpu_offenders or ():
+            console.print(f"{row.artifact.path.name}: a phone's GPU refuses {offence}", style="yellow")
+
+
+def _speeds(found: Sequence[Any]) -> None:
+    """Prints what was measured."""
+    if not found:
+        return
+    shown = table("File", "On, threads", "Median ms", "p90 ms", "p99 ms", "Load ms", "Memory MB", "Runs")
+    for speed in found:
+        times = (speed.median_ms, speed.p90_ms, speed.p99_ms, speed.load_ms)
+        memory = "" if speed.peak_memory_bytes is None else f"{speed.peak_memory_bytes / 1e6:.0f}"
+        shown.add_row(
+            speed.artifact_path.name,
+            f"{speed.accelerator}, {speed.threads}" if speed.threads else speed.accelerator,
+            *("" if t is None else f"{t:.2f}" for t in times),
+            memory,
+            str(speed.runs),
+        )
+    console.print(shown, soft_wrap=False)
+    known = "".join(f", {name} {value}" for name, value in found[0].environment.items() if name != "user_agent")
+    console.print(f"{found[0].device}: {found[0].cpu}, {found[0].runtime}{known}")

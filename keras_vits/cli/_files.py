@@ -1,0 +1,124 @@
+"""Verbs of files: export, quantize, bundle."""
+
+import pathlib
+from typing import Annotated, Any
+
+import typer
+
+from keras_vits.cli._app import (
+    BackendOption,
+    Format,
+    Head,
+    OutOption,
+    Platform,
+    Precision,
+    app,
+    console,
+    inputs_for,
+    pictures_for,
+    say,
+    written,
+)
+from keras_vits.edge.quantize.recipes import RECIPES
+from keras_vits.edge.targets._protocol import names
+
+
+def recipes_by_target() -> str:
+    """Help of the recipes: "litert: float16, ... coreml: ..."."""
+    by_target = ((name, [r.name for r in RECIPES.values() if name in r.formats]) for name in names())
+    return " ".join(f"{name}: {', '.join(recipes)}." for name, recipes in by_target if recipes)
+
+
+@app.command(epilog="Example: `keras-vits export out/mobilevitv2_050.keras --to litert --to coreml`")
+def export(
+    model: Annotated[str, typer.Argument(help="A .keras file, or the name of a model (then see --weights).")],
+    to: Annotated[
+        list[Format] | None, typer.Option(help="The format; may be repeated. Default: litert (.tflite).")
+    ] = None,
+    out: OutOption = pathlib.Path("out"),
+    weights: Annotated[
+        str | None, typer.Option(help="For a name: a hub id, a folder or a .safetensors file.", show_default=False)
+    ] = None,
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="The file takes pixels 0 to 255; the preprocessing is inside.")
+    ] = False,
+    head: Annotated[Head | None, typer.Option(help="What the file returns.", show_default="logits")] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Of a Core ML (default: float16) or ONNX file (default: float32).", show_default=False),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images in one run of the file.")] = 1,
+    backend: BackendOption = None,
+) -> None:
+    """Write a model as a file for a phone."""
+    from keras_vits.edge.targets._protocol import target
+
+    net = _open(model, weights)
+    for format in to or [Format("litert")]:
+        writer = target(str(format))
+        options: dict[str, Any] = {"batch": batch}
+        if pixels:
+            options[writer.traits.pixel_option] = True
+        if head:
+            options["head"] = str(head)
+        if precision and writer.traits.precisions:
+            options["precision"] = str(precision)
+        written(writer.export(net, out, **options))
+
+
+@app.command(
+    epilog="Examples: `keras-vits quantize out/vit_float32.tflite static_int8 --calibration photos/`; "
+    "`keras-vits quantize out/vit_float16.mlpackage int8`"
+)
+def quantize(
+    file: Annotated[pathlib.Path, typer.Argument(help="A float .tflite or .mlpackage that keras-vits export wrote.")],
+    recipe: Annotated[str, typer.Argument(help=recipes_by_target())],
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="For recipes that find ranges: a folder of images, or 'digits'.", show_default=False),
+    ] = None,
+    backend: BackendOption = None,
+) -> None:
+    """Make a file smaller and faster."""
+    from keras_vits.edge import artifact
+    from keras_vits.edge.targets._protocol import target
+
+    given = artifact.load(file)
+    images = inputs_for(given, pictures_for(given, calibration).train) if calibration == "digits" else calibration
+    writer = target(given.format)
+    if writer.quantize is None:
+        raise ValueError(f"{file} is a {writer.suffix} file, which is not quantized: export it for a phone first.")
+    written(writer.quantize(given, recipe, images))
+
+
+@app.command(epilog="Example: `keras-vits bundle out/vit_dynamic_int8.tflite --platform android --out app-model/`")
+def bundle(
+    file: Annotated[pathlib.Path, typer.Argument(help="A .tflite (android, web) or .mlpackage (ios) file.")],
+    platform: Annotated[Platform, typer.Option(help="What the app runs on.")],
+    out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="Folder to write to.")] = pathlib.Path("out/bundle"),
+    pictures: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="A folder: ten of them are for the self-test. Default: generated.", show_default=False),
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="Of the weights.", show_default=False)] = None,
+    backend: BackendOption = None,
+) -> None:
+    """Write what an app needs: the model, its description, a self-test and the code that runs it."""
+    from keras_vits.edge import artifact
+    from keras_vits.edge.bundling.write import bundle
+
+    made = bundle(artifact.load(file), out, str(platform), images=pictures, license=license)
+    console.print(f"{made.source}")
+    console.print(f"{made.model}  {made.pictures} pictures to test itself")
+
+
+def _open(name: str, weights: str | None = None) -> Any:
+    """The model of a .keras file, or a new one of a registered name."""
+    import keras_vits
+
+    if name.endswith(".keras"):
+        return keras_vits.load(name)
+    model = keras_vits.create(name, weights=weights)
+    if weights is None:
+        say(f"{name} has random weights: give --weights, or a .keras file that keras-vits train wrote.")
+    return model
