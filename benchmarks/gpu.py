@@ -55,10 +55,11 @@ PROFILED = (
     "vit_base_patch16_224",
     ("keras_vits, JAX", "keras_vits, PyTorch, jit_compile", "keras_vits, PyTorch", "timm"),
 )
+DRY_TOKENS = (16, 32)
 TOKENS = (1024, 2048, 4096, 8192, 16384)
 WORK = 32768  # tokens in a batch of the attention layers, whatever N
 WARM, TURNS, STEPS = 5, 2, 5  # steps before the first turn, turns, measured steps of a turn
-FORCE, STOP, END = 300, 420, 465  # seconds: measure without who is not ready, start nothing new, end everything
+FORCE, STOP, END = 270, 400, 440  # seconds: measure without who is not ready, start nothing new, end everything
 PATIENCE = 75  # seconds that one answer may take while it is measured
 MORE = (  # fields beside train.jsonl's
     "copy_bytes_per_second relative_error gemm_share attention_share gap_share kernels_per_step attention_kernels "
@@ -66,6 +67,8 @@ MORE = (  # fields beside train.jsonl's
 ).split()
 FIELDS = [*train.FIELDS, *MORE]
 BACKENDS = ("torch", "jax")
+MODES = ("train", "infer")  # in this order: training is what is asked first
+PARTS = ("device", "parity", "speed", "tokens")  # profiles come with speed
 
 
 class Job(train.Runner):
@@ -73,25 +76,31 @@ class Job(train.Runner):
 
     def __init__(self, duty, name, model, device, threads, *, dry, runner=None, **order):
         super().__init__(runner or "timm", model, device, threads, **order)
-        self.duty, self.name, self.dry, self.ready, self.prepared = duty, name, dry, False, set()
+        self.duty, self.name, self.dry, self.ready, self.failed = duty, name, dry, False, {}
         self.order |= {"duty": duty}
+        self.modes, self.heavy = MODES, True
 
     def start(self):
         own = {"KERAS_BACKEND": self.backend, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         if self.dry:
             own |= {"GPU_DRY_RUN": "1"}
         environment = {**os.environ, **train.ENVIRONMENT, **train.ON[self.device], **own}
-        # A session of its own: its compilers are stopped and ended with it.
-        self.worker = Worker(["setsid", sys.executable, "-P", str(HERE / "gpu_worker.py")], environment)
-        self.facts = self.ask(**self.order) or {}
+        if self.device == "gpu":
+            environment["JAX_PLATFORMS"] = "cuda,cpu"  # Keras has things that it keeps on the processor
+        self.worker = Worker([sys.executable, "-P", str(HERE / "gpu_worker.py")], environment)
+        found = self.ask(**self.order)
+        self.facts = {} if self.error else found
 
     def ask(self, **order):
-        if self.error:
-            return None
-        try:
-            return self.worker.ask(**order)
-        except (WorkerError, ValueError, OSError) as e:
-            self.error = self.error or " ".join(str(e).split())[:500]
+        """The answer; with {error} where it could not do that, which is all where its process has ended."""
+        if not self.error:
+            try:
+                found = self.worker.ask(**order)
+                self.failed |= {order["mode"]: found["error"]} if "error" in found and "mode" in order else {}
+                return found
+            except (WorkerError, ValueError, OSError) as e:
+                self.error = self.error or " ".join(str(e).split())[:500]
+        return {"error": self.error}
 
     def ask_soon(self, **order):
         """The answer, or the error that it did not come in time."""
@@ -124,7 +133,7 @@ class Bench:
         self.device = "cpu" if self.dry else "gpu"
         self.began, self.lock, self.gemm = time.monotonic(), threading.Lock(), {}
         self.jobs, self.paused, self.over = [], False, False
-        self.models = DRY_MODELS if self.dry else MODELS
+        self.models = DRY_MODELS if self.dry else {model: MODELS[model] for model in options.models}
         self.changes = {"depth": 1} if self.dry else {}
         name = "dry run, CPU" if self.dry else train.gpus()[0]
         self.common = {
@@ -162,7 +171,18 @@ class Bench:
             with open(self.options.record, "a", encoding="utf-8") as file:
                 file.write(json.dumps({key: row[key] for key in FIELDS}) + "\n")
                 file.flush()
-            shown = ("model", "runner", "mode", "tokens", "median_ms", "images_per_second", "ratio", "relative_error")
+            shown = (
+                "model",
+                "runner",
+                "library",
+                "dtype",
+                "mode",
+                "tokens",
+                "median_ms",
+                "images_per_second",
+                "ratio",
+                "relative_error",
+            )
             shown += ("gemm_share", "attention_share", "gap_share", "attention_kernels", "error", "note")
             facts = [f"{k}={row[k]:.4g}" if isinstance(row[k], float) else f"{k}={row[k]}" for k in shown if row[k]]
             if row["flops_per_second"] or row["gemm_flops_per_second"]:
@@ -204,20 +224,22 @@ class Bench:
                     job.send(signal.SIGCONT)
 
     def prepare(self, job, orders=()):
-        """Starts a job and has it do what may happen beside others; in a thread."""
+        """Starts a job and has it do what may happen beside others; in a thread.
+
+        Args:
+            job: a `Job`.
+            orders: list of orders, or a function of the job, once started, that gives one.
+        """
         try:
             while self.paused and not self.over:  # a process that starts now would not stand still
                 time.sleep(0.05)
-            if self.over:
+            if self.over or job.error:
                 return
             job.start()
-            for order in orders:
+            for order in orders(job) if callable(orders) else orders:
                 found = job.ask(**order)
-                if not found and job.error:
-                    break
-                if "first_step_ms" in (found or {}):
+                if "first_step_ms" in found:
                     job.first_step_ms[order["mode"]] = found["first_step_ms"]
-                job.prepared.add(order.get("mode"))
         except Exception as e:  # a row, whatever it is
             job.error = job.error or f"{type(e).__name__}: {e}"
         finally:
@@ -229,49 +251,52 @@ class Bench:
         size = dict(side=256, copy_bytes=2**20) if self.dry else dict(side=8192, copy_bytes=2**32)
         for job in jobs:
             with self.alone([job]):
-                found = job.ask_soon(do="measure", **size, warm=3, steps=10) or {}
-            if found:
+                found = job.ask_soon(do="measure", **size, warm=3, steps=10)
+            if "error" not in found:
                 self.gemm[job.backend] = found["gemm_flops_per_second"]
-            self.emit("device", **self.base(job), mode="gemm", error=job.error, **found)
+            self.emit("device", **self.base(job), mode="gemm", **found)
             job.end()
 
     def parity(self, job):
         """In its thread, beside what compiles: nothing is timed."""
         for model, (side, _) in self.models.items():
+            if self.seconds() > STOP:
+                break
             found = job.ask(do="measure", model=model, image_size=side, batch=2 if self.dry else 8)
             row = self.base(job) | {"model": model, "mode": "infer"}
-            if not found:
-                self.emit("parity", **row, error=job.error or "left out")
+            if "error" in found:
+                self.emit("parity", **row, error=found["error"])
                 continue
             for library, dtype, error in found["errors"]:
                 self.emit("parity", **row | {"library": library, "dtype": dtype, "relative_error": error})
         job.end()
 
     def measure_model(self, model, jobs):
-        """The runners of a model: PyTorch's in turns, then JAX', then a profile of each."""
-        torch = [job for job in jobs if job.backend == "torch"]
-        blocks = [block for block in (torch, [job for job in jobs if job.backend == "jax"]) if block]
-        for block in blocks:
+        """The runners of a model: PyTorch's in turns, then JAX', each with a profile."""
+        blocks = [[job for job in jobs if job.backend == backend] for backend in BACKENDS]
+        reference = next((job for job in jobs if job.name == train.REFERENCE), jobs[0])
+        for block in filter(None, blocks):
             with self.alone(block):
-                for mode in ("train", "infer"):
+                for mode in MODES:
+                    chosen = [job for job in block if mode in job.modes]
                     for turn in range(1 if self.dry else TURNS):
-                        for job in block[:: -1 if turn % 2 else 1]:
+                        for job in chosen[:: -1 if turn % 2 else 1]:
                             self.turn(job, mode, turn)
-                    for job in block:
-                        if mode in job.prepared or job.error:
-                            self.speed(job, jobs[0], mode)
-                if model == PROFILED[0] or self.dry:
-                    for job in block:
-                        if job.name in PROFILED[1] and not job.error and self.seconds() < STOP:
-                            self.profile(job)
+                    for job in chosen:
+                        self.speed(job, reference, mode)
+                for job in block:
+                    profiled = (model == PROFILED[0] or self.dry) and job.name in PROFILED[1] and "train" in job.modes
+                    if profiled and job.ms["train"] and not job.error and self.seconds() < STOP:
+                        self.profile(job)
             for job in block:
                 job.end()
 
     def turn(self, job, mode, turn):
-        if mode not in job.prepared or job.error:
+        if mode in job.failed or job.error:
             return
         warm, steps = (1, 1) if self.dry else (WARM if turn == 0 else 1, STEPS)
-        if found := job.ask_soon(do="measure", mode=mode, warm=warm, steps=steps):
+        found = job.ask_soon(do="measure", mode=mode, warm=warm, steps=steps)
+        if "error" not in found:
             job.ms[mode].append(np.array(found["ms"]))
             job.peak_memory_bytes[mode] = found["peak_memory_bytes"]
 
@@ -280,113 +305,151 @@ class Bench:
         row = train.figures(job, reference, mode, self.macs[job.model], max(self.gemm.values(), default=None))
         if np.isnan(row.get("first_step_s", 0)):
             row["first_step_s"] = None
-        row["error"] = None if job.ms[mode] else job.error or "it was not prepared in time"
-        self.emit("speed", **row)
+        self.emit("speed", **row | {"error": None if job.ms[mode] else job.failed.get(mode) or job.error})
 
     def profile(self, job):
-        found = job.ask_soon(do="profile", steps=1 if self.dry else 3) or {}
-        figures = {"median_ms": found.pop("span_ms", None), "error": job.error}
+        found = job.ask_soon(do="profile", steps=1 if self.dry else 3)
+        figures = {"median_ms": found.pop("span_ms", None)}
         self.emit("profile", **self.base(job), mode="train", batch=job.order["batch"], **figures, **found)
 
-    def orders(self, layers, tokens):
-        return [{"layer": layer, "tokens": n} for n in tokens for layer in layers]
+    def layers(self, job, do, **more):
+        """An order for every attention layer and number of tokens."""
+        names = [*job.facts.get("layers", ())][: 2 if self.dry else None]
+        return [
+            dict(do=do, layer=name, tokens=n, **more) for n in (DRY_TOKENS if self.dry else TOKENS) for name in names
+        ]
 
     def measure_attention(self, job):
-        tokens = (16, 32) if self.dry else TOKENS
         with self.alone([job]):
-            for order in self.orders(job.facts.get("layers", ()), tokens):
+            for order in self.layers(job, "measure", warm=3, steps=2 if self.dry else 7):
                 if self.seconds() > STOP:
                     break
-                found = job.ask_soon(do="measure", **order, warm=2 if self.dry else 3, steps=2 if self.dry else 7)
+                found = job.ask_soon(**order)
                 row = self.base(job) | {"model": train.ATTENTION, "runner": order["layer"], "tokens": order["tokens"]}
-                if not found:
-                    self.emit("tokens", **row, mode="infer", error=job.error)
-                    break
+                if "error" in found:
+                    self.emit("tokens", **row, mode="infer", error=found["error"])
+                    continue
                 ms, batch = statistics.median(found["ms"]), found["batch"]
                 rate = {"images_per_second": batch / ms * 1e3, "steps": len(found["ms"])}
-                self.emit("tokens", **row, mode="infer", batch=batch, median_ms=ms, **rate, error=found.get("error"))
+                self.emit("tokens", **row, mode="infer", batch=batch, median_ms=ms, **rate)
         job.end()
 
     # ------------------------------------------------------------ the plan
 
     def run(self):
-        runners, make = DRY_RUNNERS if self.dry else RUNNERS, self.job
-        device = [make("device", f"{backend} product", backend) for backend in BACKENDS]
-        units = {
-            model: [
-                make("runner", runner, None, model, runner, image_size=side, batch=batch) for runner in runners
-            ]
-            for model, (side, batch) in self.models.items()
-        }  # fmt: skip
-        parity = [make("parity", f"parity, {backend}", backend) for backend in BACKENDS]
-        attention = [make("attention", train.ATTENTION, b, work=32 if self.dry else WORK) for b in ("jax", "torch")]
-        modes = [{"do": "prepare", "mode": mode} for mode in ("train", "infer")]
-        pool = concurrent.futures.ThreadPoolExecutor(2 if self.dry else max(4, self.options.workers))
+        options, make = self.options, self.job
+        device = [make("device", f"{b} product", b) for b in BACKENDS] if "device" in options.part else []
+        parity = [make("parity", f"parity, {b}", b) for b in BACKENDS] if "parity" in options.part else []
+        attention = [make("attention", train.ATTENTION, b, work=32 if self.dry else WORK) for b in reversed(BACKENDS)]
+        attention = attention if "tokens" in options.part else []
+        units = {model: self.runners(model) for model in self.models} if "speed" in options.part else {}
+        orders = lambda job: [{"do": "prepare", "mode": mode} for mode in job.modes]
+        early = concurrent.futures.ThreadPoolExecutor(options.workers)
+        late = concurrent.futures.ThreadPoolExecutor(4)  # what has nothing to compile begins when the others are ready
         try:
             for job in device:
-                pool.submit(self.prepare, job)
-            # The longest first, model by model: what Keras has compiled by PyTorch takes minutes.
-            slow = lambda job: job.order["compiled"] and job.order["library"] == "keras_vits"
-            queue = [job for jobs in units.values() for job in jobs]
-            for job in sorted(queue[: len(runners)], key=slow, reverse=True):
-                pool.submit(self.prepare, job, modes)
-            for job in sorted(queue[len(runners) :], key=slow, reverse=True):
-                pool.submit(self.prepare, job, modes)
-            pool.submit(self.prepare, attention[0])
-            pool.submit(self.prepare, attention[1])
-            for job in parity:
-                pool.submit(lambda job=job: (self.prepare(job), self.parity(job)))
-            self.schedule(device, units, attention)
-            while not self.over and any(not job.error and job.worker.process.poll() is None for job in parity):
-                if self.seconds() > END:
-                    break
-                time.sleep(0.2)
+                early.submit(self.prepare, job)
+            for i, jobs in enumerate(units.values()):
+                for job in jobs:
+                    if job.heavy:
+                        early.submit(self.prepare, job, orders)
+                for job in parity if i == 0 else ():
+                    early.submit(self.compared, job)
+            for job in () if units else parity:
+                early.submit(self.compared, job)
+            for job in attention:  # by PyTorch there is nothing to compile
+                early.submit(self.prepare, job, lambda job: self.layers(job, "prepare") if job.backend == "jax" else [])
+            waiting = [("device", None, device)] * bool(device) + [("speed", *unit) for unit in units.items()]
+            waiting += [("tokens", None, [job]) for job in attention]
+            self.schedule(waiting, lambda job: late.submit(self.prepare, job, orders))
+            while self.seconds() < END and not all(job.ready for job in parity):
+                time.sleep(0.1)
         finally:
             self.over = True
             for job in self.jobs:
                 job.end("it was stopped: the time was over")
-            pool.shutdown(wait=True, cancel_futures=True)
-        print(f"[{self.seconds():5.1f} s] done: {self.options.record}", flush=True)
+            early.shutdown(wait=True, cancel_futures=True)
+            late.shutdown(wait=True, cancel_futures=True)
+        print(f"[{self.seconds():5.1f} s] done: {options.record}", flush=True)
 
-    def schedule(self, device, units, attention):
-        """Measures what is ready, the first of the order first, until nothing is left or the time is over."""
-        waiting = [("device", None, device), *(("speed", *unit) for unit in units.items())]
-        waiting += [("tokens", None, [job]) for job in attention]
+    def runners(self, model):
+        """The jobs of a model. What takes minutes to compile does so in two processes, one for each mode."""
+        side, batch = self.models[model]
+        made = []
+        for runner in self.options.runners or (DRY_RUNNERS if self.dry else RUNNERS):
+            library, backend, compiled = train.RUNNERS[runner]
+            for modes in [(mode,) for mode in MODES] if compiled and library == "keras_vits" else [MODES]:
+                job = self.job("runner", runner, None, model, runner, image_size=side, batch=batch)
+                job.modes, job.heavy = modes, compiled or backend == "jax"
+                made.append(job)
+        return made
+
+    def compared(self, job):
+        self.prepare(job)
+        job.ready = False
+        try:
+            self.parity(job)
+        finally:
+            job.ready = True
+
+    def schedule(self, waiting, begin):
+        """Measures what is ready, the first of the list first, until nothing is left or the time is over.
+
+        Args:
+            waiting: list of (part, model, jobs).
+            begin: (job) -> None, starts one that has nothing to compile.
+        """
+        begun = set()
         while waiting and self.seconds() < STOP:
-            late = self.seconds() > FORCE
-            whole = [unit for unit in waiting if all(job.ready for job in unit[2])]
-            some = [unit for unit in waiting if any(job.ready and not job.error for job in unit[2])] if late else []
-            if device and waiting[0][0] == "device" and not late:  # the rate that all else is a share of
-                whole = [unit for unit in whole if unit[0] == "device"]
-            if not (whole or some):
-                time.sleep(0.1)
+            for _, _, jobs in waiting:
+                forced = self.seconds() > FORCE
+                if forced or all(job.ready for job in jobs if job.heavy):
+                    for job in jobs:
+                        if not job.heavy and job not in begun:
+                            begun.add(job)
+                            begin(job)
+                    break  # of one model at a time: each takes memory
+            # After a while without those that are not ready; the rate that all else is a share of comes first.
+            enough = lambda job: job.ready or (self.seconds() > FORCE and job.heavy)
+            ready = [
+                unit for unit in waiting if all(map(enough, unit[2])) and any(j.ready and not j.error for j in unit[2])
+            ]
+            lost = [unit for unit in waiting if all(job.ready and job.error for job in unit[2])]
+            if waiting[0][0] == "device" and self.seconds() < FORCE:
+                ready, lost = ([u for u in units if u[0] == "device"] for units in (ready, lost))
+            if not (ready or lost):
+                time.sleep(0.05)
                 continue
-            unit = (whole or some)[0]
+            part, model, jobs = unit = (ready or lost)[0]
             waiting.remove(unit)
-            part, model, jobs = unit
+            for job in jobs:
+                if not job.ready:
+                    job.end("it was not compiled in time")
             try:
                 if part == "device":
                     self.measure_device(jobs)
                 elif part == "tokens":
                     self.measure_attention(jobs[0])
                 else:
-                    for job in jobs:
-                        if not job.ready and not job.prepared:
-                            job.end("it was not compiled in time")
                     self.measure_model(model, jobs)
             except Exception as e:  # of one unit: the others go on
                 self.emit(part, model=model, error=f"{type(e).__name__}: {e}")
         for part, model, jobs in waiting:
             for job in jobs:
-                self.emit(part, **self.base(job) | {"model": model}, error=job.error or "left out: the time was over")
+                for mode in job.modes if part == "speed" else (None,):
+                    row = self.base(job) | {"model": model, "mode": mode}
+                    self.emit(part, **row, error=job.error or "left out: the time was over")
 
 
 def parsed(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     record = pathlib.Path(os.environ.get("OUT") or HERE / "results") / "gpu.jsonl"
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS], help="of speed and parity")
+    parser.add_argument("--runners", nargs="+", choices=RUNNERS, help=f"of speed; ratios are to {train.REFERENCE}")
     parser.add_argument("--record", type=pathlib.Path, default=record, help="rows are appended to it")
     parser.add_argument("--threads", type=int, default=min(8, os.cpu_count()), help="of every process")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile side by side")
+    parser.add_argument("--workers", type=int, default=max(4, os.cpu_count()), help="that compile side by side")
     parser.add_argument("--smoke", action="store_true", default=bool(os.environ.get("GPU_DRY_RUN")), help="on a CPU")
     return parser.parse_args(arguments)
 
