@@ -29,7 +29,7 @@ import time
 
 import numpy as np
 
-sys.path.append(str(pathlib.Path(__file__).parent))
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import train
 from worker import Worker, WorkerError
 
