@@ -1,4 +1,4 @@
-"""What a GPU makes of the models, in eight minutes: see gpu.sh, which starts this.
+"""What a GPU makes of the models, in eight minutes or in `--seconds`: see gpu.sh, which starts this.
 
     device     rate of one large bfloat16 product and of copies, by PyTorch and by JAX
     parity     relative error of the logits, ours and timm's, to timm's in float32 on the processor, same weights
@@ -9,7 +9,7 @@
 Every runner is a process (gpu_worker.py). All compile side by side, and whatever is ready is measured: all other
 processes are stopped meanwhile, so that the GPU and the processor are the measured one's. Within a model PyTorch's
 runners take their steps in turns, JAX, which does not give memory back, comes last. What has not started when
-`STOP` seconds are over is left out, what has not ended at `END` is stopped; either is a row with its reason.
+nine tenths of the time are over is left out, what has not ended with it is stopped; either is a row with its reason.
 """
 
 import argparse
@@ -51,15 +51,13 @@ RUNNERS = (
     "keras_vits, JAX",
 )
 DRY_RUNNERS = ("timm", "timm, torch.compile", "keras_vits, PyTorch", "keras_vits, JAX")
-PROFILED = (
-    "vit_base_patch16_224",
-    ("keras_vits, JAX", "keras_vits, PyTorch, jit_compile", "keras_vits, PyTorch", "timm"),
-)
+PROFILED = ("keras_vits, JAX", "keras_vits, PyTorch, jit_compile", "keras_vits, PyTorch", "timm")
 DRY_TOKENS = (16, 32)
 TOKENS = (1024, 2048, 4096, 8192, 16384)
 WORK = 32768  # tokens in a batch of the attention layers, whatever N
 WARM, TURNS, STEPS = 5, 2, 5  # steps before the first turn, turns, measured steps of a turn
-FORCE, STOP, END = 270, 400, 440  # seconds: measure without who is not ready, start nothing new, end everything
+SECONDS = 440  # in all
+FORCE, STOP = 0.7, 0.9  # of the seconds: from then on measure without who is not ready, start nothing new
 PATIENCE = 75  # seconds that one answer may take while it is measured
 MORE = (  # fields beside train.jsonl's
     "copy_bytes_per_second relative_error gemm_share attention_share gap_share kernels_per_step attention_kernels "
@@ -78,7 +76,7 @@ class Job(train.Runner):
         super().__init__(runner or "timm", model, device, threads, **order)
         self.duty, self.name, self.dry, self.ready, self.failed = duty, name, dry, False, {}
         self.order |= {"duty": duty}
-        self.modes, self.heavy = MODES, True
+        self.modes = MODES
 
     def start(self):
         own = {"KERAS_BACKEND": self.backend, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
@@ -132,6 +130,7 @@ class Bench:
         self.options, self.dry = options, options.smoke
         self.device = "cpu" if self.dry else "gpu"
         self.began, self.lock, self.gemm = time.monotonic(), threading.Lock(), {}
+        self.force, self.stop, self.end = (share * options.seconds for share in (FORCE, STOP, 1))
         self.jobs, self.paused, self.over = [], False, False
         self.models = DRY_MODELS if self.dry else {model: MODELS[model] for model in options.models}
         self.changes = {"depth": 1} if self.dry else {}
@@ -260,7 +259,7 @@ class Bench:
     def parity(self, job):
         """In its thread, beside what compiles: nothing is timed."""
         for model, (side, _) in self.models.items():
-            if self.seconds() > STOP:
+            if self.seconds() > self.stop:
                 break
             found = job.ask(do="measure", model=model, image_size=side, batch=2 if self.dry else 8)
             row = self.base(job) | {"model": model, "mode": "infer"}
@@ -268,6 +267,7 @@ class Bench:
                 self.emit("parity", **row, error=found["error"])
                 continue
             for library, dtype, error in found["errors"]:
+                library = {"keras_vits": "keras"}.get(library, library)
                 self.emit("parity", **row | {"library": library, "dtype": dtype, "relative_error": error})
         job.end()
 
@@ -285,8 +285,9 @@ class Bench:
                     for job in chosen:
                         self.speed(job, reference, mode)
                 for job in block:
-                    profiled = (model == PROFILED[0] or self.dry) and job.name in PROFILED[1] and "train" in job.modes
-                    if profiled and job.ms["train"] and not job.error and self.seconds() < STOP:
+                    profiled = (model in self.options.profiled or self.dry) and job.name in PROFILED
+                    profiled = profiled and "train" in job.modes
+                    if profiled and job.ms["train"] and not job.error and self.seconds() < self.stop:
                         self.profile(job)
             for job in block:
                 job.end()
@@ -322,9 +323,9 @@ class Bench:
     def measure_attention(self, job):
         with self.alone([job]):
             for order in self.layers(job, "measure", warm=3, steps=2 if self.dry else 7):
-                if self.seconds() > STOP:
-                    break
-                found = job.ask_soon(**order)
+                found = {"error": "left out: the time was over"}
+                if self.seconds() < self.stop:
+                    found = job.ask_soon(**order)
                 row = self.base(job) | {"model": train.ATTENTION, "runner": order["layer"], "tokens": order["tokens"]}
                 if "error" in found:
                     self.emit("tokens", **row, mode="infer", error=found["error"])
@@ -345,31 +346,29 @@ class Bench:
         units = {model: self.runners(model) for model in self.models} if "speed" in options.part else {}
         orders = lambda job: [{"do": "prepare", "mode": mode} for mode in job.modes]
         early = concurrent.futures.ThreadPoolExecutor(options.workers)
-        late = concurrent.futures.ThreadPoolExecutor(4)  # what has nothing to compile begins when the others are ready
         try:
             for job in device:
                 early.submit(self.prepare, job)
-            for i, jobs in enumerate(units.values()):
-                for job in jobs:
-                    if job.heavy:
-                        early.submit(self.prepare, job, orders)
-                for job in parity if i == 0 else ():
-                    early.submit(self.compared, job)
-            for job in () if units else parity:
-                early.submit(self.compared, job)
+            runners = [job for jobs in units.values() for job in jobs]
+            last = lambda job: job.order["compiled"] and job.backend == "torch" and job.order["library"] == "keras_vits"
+            for job in [job for job in runners if not last(job)]:
+                early.submit(self.prepare, job, orders)
             for job in attention:  # by PyTorch there is nothing to compile
                 early.submit(self.prepare, job, lambda job: self.layers(job, "prepare") if job.backend == "jax" else [])
+            for job in parity:
+                early.submit(self.compared, job)
+            for job in filter(last, runners):  # they take longest, and nothing is to wait for them
+                early.submit(self.prepare, job, orders)
             waiting = [("device", None, device)] * bool(device) + [("speed", *unit) for unit in units.items()]
             waiting += [("tokens", None, [job]) for job in attention]
-            self.schedule(waiting, lambda job: late.submit(self.prepare, job, orders))
-            while self.seconds() < END and not all(job.ready for job in parity):
+            self.schedule(waiting)
+            while self.seconds() < self.end and not all(job.ready for job in parity):
                 time.sleep(0.1)
         finally:
             self.over = True
             for job in self.jobs:
                 job.end("it was stopped: the time was over")
             early.shutdown(wait=True, cancel_futures=True)
-            late.shutdown(wait=True, cancel_futures=True)
         print(f"[{self.seconds():5.1f} s] done: {options.record}", flush=True)
 
     def runners(self, model):
@@ -377,10 +376,10 @@ class Bench:
         side, batch = self.models[model]
         made = []
         for runner in self.options.runners or (DRY_RUNNERS if self.dry else RUNNERS):
-            library, backend, compiled = train.RUNNERS[runner]
+            library, _, compiled = train.RUNNERS[runner]
             for modes in [(mode,) for mode in MODES] if compiled and library == "keras_vits" else [MODES]:
                 job = self.job("runner", runner, None, model, runner, image_size=side, batch=batch)
-                job.modes, job.heavy = modes, compiled or backend == "jax"
+                job.modes = modes
                 made.append(job)
         return made
 
@@ -392,30 +391,23 @@ class Bench:
         finally:
             job.ready = True
 
-    def schedule(self, waiting, begin):
+    def schedule(self, waiting):
         """Measures what is ready, the first of the list first, until nothing is left or the time is over.
 
         Args:
             waiting: list of (part, model, jobs).
-            begin: (job) -> None, starts one that has nothing to compile.
         """
-        begun = set()
-        while waiting and self.seconds() < STOP:
-            for _, _, jobs in waiting:
-                forced = self.seconds() > FORCE
-                if forced or all(job.ready for job in jobs if job.heavy):
-                    for job in jobs:
-                        if not job.heavy and job not in begun:
-                            begun.add(job)
-                            begin(job)
-                    break  # of one model at a time: each takes memory
+        while waiting and self.seconds() < self.stop:
             # After a while without those that are not ready; the rate that all else is a share of comes first.
-            enough = lambda job: job.ready or (self.seconds() > FORCE and job.heavy)
+            enough = lambda job: job.ready or self.seconds() > self.force
             ready = [
                 unit for unit in waiting if all(map(enough, unit[2])) and any(j.ready and not j.error for j in unit[2])
             ]
+            if any(part == "speed" for part, _, _ in waiting) and self.seconds() < self.force:
+                # Meanwhile their compilers would stand still.
+                ready = [unit for unit in ready if unit[0] != "tokens"]
             lost = [unit for unit in waiting if all(job.ready and job.error for job in unit[2])]
-            if waiting[0][0] == "device" and self.seconds() < FORCE:
+            if waiting[0][0] == "device" and self.seconds() < self.force:
                 ready, lost = ([u for u in units if u[0] == "device"] for units in (ready, lost))
             if not (ready or lost):
                 time.sleep(0.05)
@@ -447,9 +439,11 @@ def parsed(arguments=None):
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS], help="of speed and parity")
     parser.add_argument("--runners", nargs="+", choices=RUNNERS, help=f"of speed; ratios are to {train.REFERENCE}")
+    parser.add_argument("--profiled", nargs="+", choices=MODELS, default=[next(iter(MODELS))], help="of --models")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="that all of it may take")
     parser.add_argument("--record", type=pathlib.Path, default=record, help="rows are appended to it")
     parser.add_argument("--threads", type=int, default=min(8, os.cpu_count()), help="of every process")
-    parser.add_argument("--workers", type=int, default=max(4, os.cpu_count()), help="that compile side by side")
+    parser.add_argument("--workers", type=int, default=max(4, os.cpu_count() // 2), help="that compile side by side")
     parser.add_argument("--smoke", action="store_true", default=bool(os.environ.get("GPU_DRY_RUN")), help="on a CPU")
     return parser.parse_args(arguments)
 

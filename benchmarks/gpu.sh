@@ -3,6 +3,7 @@
 # under eight minutes, on a bare machine with one NVIDIA GPU, Python 3.12, PyTorch, JAX with its CUDA plugin and timm:
 #
 #     bash benchmarks/gpu.sh                    appends its rows to benchmarks/results/gpu.jsonl, or to $OUT/gpu.jsonl
+#     bash benchmarks/gpu.sh --seconds 1200     for what is not compiled in eight minutes: MobileViT by JAX and Inductor
 #     GPU_DRY_RUN=1 bash benchmarks/gpu.sh --record /tmp/rows.jsonl      small sizes, on a CPU: does it run?
 #
 # Such a machine has no Keras and may have no network: Keras and the packages that it needs beside JAX's travel as
