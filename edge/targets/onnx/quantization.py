@@ -1,0 +1,2 @@
+def quantize(artifact, recipe, calibration=None, folder=None):
+    pass
