@@ -10,6 +10,7 @@ from .qat import qat
 from .quantize_to import Choice, Trial, quantize_to
 from .report import Row, report
 from .sensitivity import LayerNoise, Sensitivity, sensitivity
+from .targets import onnx
 from .trace import trace
 from .verify import Verification, verify
 
@@ -34,6 +35,7 @@ __all__ = [
     "coreml",
     "keras_file",
     "litert",
+    "onnx",
     "profile",
     "qat",
     "quantize_to",

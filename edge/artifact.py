@@ -41,11 +41,11 @@ class InputSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A model file for a phone (LiteRT .tflite, Core ML .mlpackage) or a .keras file.
+    """A model file for a phone (LiteRT .tflite, Core ML .mlpackage, ONNX .onnx) or a .keras file.
 
     Attributes:
         path: of the file, or of the .mlpackage folder.
-        format: `"litert"`, `"coreml"` or `"keras"`.
+        format: `"litert"`, `"coreml"`, `"onnx"` or `"keras"`.
         recipe: `"float32"`, or a name of `recipes.RECIPES`.
         model: name of the model it was made from.
         input: the `InputSpec`.

@@ -98,6 +98,19 @@ def coreml_loader(order):
     return load
 
 
+def onnx_loader(order):
+    import onnxruntime
+
+    def load():
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = order["threads"], 1
+        session = onnxruntime.InferenceSession(order["path"], options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda images: session.run(None, {name: images}), f"onnxruntime {onnxruntime.__version__}"
+
+    return load
+
+
 def keras_loader(order):
     import keras
 
@@ -117,7 +130,7 @@ def keras_loader(order):
     return load
 
 
-LOADERS = {"litert": litert_loader, "coreml": coreml_loader, "keras": keras_loader}
+LOADERS = {"litert": litert_loader, "coreml": coreml_loader, "keras": keras_loader, "onnx": onnx_loader}
 
 if __name__ == "__main__":
     main()

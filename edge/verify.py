@@ -9,9 +9,10 @@ import numpy as np
 from . import coreml, gpu, keras_file, litert
 from .artifact import Artifact
 from .devices import arm64
+from .targets import onnx
 
 RUNNERS = {  # where -> format -> what loads a file to run it there
-    "host": {"litert": litert, "coreml": coreml, "keras": keras_file},
+    "host": {"litert": litert, "coreml": coreml, "keras": keras_file, "onnx": onnx},
     "arm64": {"litert": arm64},
 }
 

@@ -31,7 +31,7 @@ app = typer.Typer(
 console = Console(highlight=False, markup=False, soft_wrap=True)  # a path stays one line and is printed as it is
 RECIPES = (  # without the import of Keras that reading the table would take
     "LiteRT: float16, dynamic_int8, static_int8, static_int8_int16, weight_int8, weight_int4. "
-    "Core ML: int8, int4, int8_int8, palette8, palette6, palette4."
+    "Core ML: int8, int4, int8_int8, palette8, palette6, palette4. ONNX: dynamic_int8, static_int8."
 )
 NAMES = ("Family", "Published weights", "Licence", "On, threads")  # columns of text
 
@@ -45,6 +45,7 @@ class Backend(StrEnum):
 class Format(StrEnum):
     litert = "litert"
     coreml = "coreml"
+    onnx = "onnx"
 
 
 class Head(StrEnum):
@@ -229,7 +230,8 @@ def train(
 def export(
     model: Annotated[str, typer.Argument(help="A .keras file, or the name of a model (then see --weights).")],
     to: Annotated[
-        list[Format] | None, typer.Option(help="litert (.tflite, Android) or coreml (.mlpackage, iPhone).")
+        list[Format] | None,
+        typer.Option(help="litert (.tflite, Android), coreml (.mlpackage, iPhone) or onnx (.onnx)."),
     ] = None,
     out: OutOption = pathlib.Path("out"),
     weights: Annotated[
@@ -239,21 +241,30 @@ def export(
         bool, typer.Option("--pixels", help="The file takes pixels 0 to 255; the preprocessing is inside.")
     ] = False,
     head: Annotated[Head | None, typer.Option(help="What the file returns.", show_default="logits")] = None,
-    precision: Annotated[Precision, typer.Option(help="Of a Core ML file.")] = Precision.float16,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Of a Core ML (default: float16) or ONNX file (float32).", show_default=False),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in one run of the file.")] = 1,
     backend: BackendOption = None,
 ):
     """Write a model as a file for a phone."""
-    from keras_vits.edge import coreml, litert
+    from keras_vits.edge import coreml, litert, onnx
 
     net = _model(model, weights)
     for format in to or [Format.litert]:
         if format is Format.litert:
             written = litert.export(net, out, batch=batch, uint8_input=pixels, head=str(head or Head.logits))
+        elif format is Format.onnx:
+            written = onnx.export(
+                net, out, batch=batch, uint8_input=pixels, head=str(head or Head.logits),
+                precision=str(precision or Precision.float32),
+            )  # fmt: skip
         else:
             written = coreml.export(
-                net, out, batch=batch, image_input=pixels, head=head and str(head), precision=str(precision)
-            )
+                net, out, batch=batch, image_input=pixels, head=head and str(head),
+                precision=str(precision or Precision.float16),
+            )  # fmt: skip
         _written(written)
 
 
@@ -262,7 +273,7 @@ def export(
     "`keras-vits quantize out/vit_float16.mlpackage int8`"
 )
 def quantize(
-    file: Annotated[pathlib.Path, typer.Argument(help="A float .tflite or .mlpackage that keras-vits export wrote.")],
+    file: Annotated[pathlib.Path, typer.Argument(help="A float .tflite, .mlpackage or .onnx of keras-vits export.")],
     recipe: Annotated[str, typer.Argument(help=RECIPES)],
     calibration: Annotated[
         str | None,
@@ -271,11 +282,11 @@ def quantize(
     backend: BackendOption = None,
 ):
     """Make a file smaller and faster."""
-    from keras_vits.edge import artifact, coreml, litert
+    from keras_vits.edge import artifact, coreml, litert, onnx
 
     given = artifact.load(file)
     images = _inputs(given, _pictures(given, calibration).train) if calibration == "digits" else calibration
-    _written((coreml if given.format == "coreml" else litert).quantize(given, recipe, images))
+    _written({"coreml": coreml, "onnx": onnx}.get(given.format, litert).quantize(given, recipe, images))
 
 
 @app.command(epilog="Example: `keras-vits verify out/vit_static_int8.tflite --against out/vit.keras --data photos/`")
@@ -409,7 +420,7 @@ def bundle(
 @app.command(epilog="Example: `keras-vits predict photo.jpg --model out/vit_dynamic_int8.tflite`")
 def predict(
     images: Annotated[list[pathlib.Path], typer.Argument(help="Pictures.")],
-    model: Annotated[pathlib.Path, typer.Option(help="A .tflite, .mlpackage or .keras file.")],
+    model: Annotated[pathlib.Path, typer.Option(help="A .tflite, .mlpackage, .onnx or .keras file.")],
     top: Annotated[int, typer.Option(min=1, help="How many labels to print.")] = 5,
     backend: BackendOption = None,
 ):
@@ -512,9 +523,9 @@ def _model(name, weights=None):
 
 def _target(artifact):
     """The module that writes and runs the artifact's format."""
-    from keras_vits.edge import coreml, keras_file, litert
+    from keras_vits.edge import coreml, keras_file, litert, onnx
 
-    return {"litert": litert, "coreml": coreml, "keras": keras_file}[artifact.format]
+    return {"litert": litert, "coreml": coreml, "onnx": onnx, "keras": keras_file}[artifact.format]
 
 
 def _pictures(artifact, source, limit=None):

@@ -23,7 +23,7 @@ from ..worker import Worker, WorkerError
 
 THREADS = (2,)
 ACCELERATORS = ("cpu",)
-FORMATS = ("litert", "keras", "coreml")
+FORMATS = ("litert", "keras", "coreml", "onnx")
 WORKER = pathlib.Path(__file__).parents[1] / "benchmark_worker.py"
 PROCESSES = 3  # of a LiteRT file, one after the other: identical files in one process each differed by 2 to 6 percent
 ROUND_SECONDS = 0.1  # of one artifact's turn
@@ -118,7 +118,7 @@ class Child:
     @property
     def restarts(self):
         """Whether each process lays out the file's weights anew; a Keras model takes long to load and compile."""
-        return self.artifact.format == "litert"
+        return self.artifact.format in ("litert", "onnx")
 
     def __enter__(self):
         artifact, environment = self.artifact, dict(os.environ)

@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 
-from ...graph import constant
 from ..forms import CHANNELS_FIRST, identity, regroup, turned
 from .writer import UnsupportedError
 
@@ -386,9 +385,7 @@ def write_depthwise_conv2d(w, node, x, kernel, bias, strides, pads, dilation):
 
 @writes("max_pool2d")
 def write_max_pool2d(w, node, x, size, strides, pads):
-    y = w.emit(
-        "MaxPool", w.form(x, CHANNELS_FIRST), kernel_shape=list(size), strides=list(strides), pads=window(pads)
-    )
+    y = w.emit("MaxPool", w.form(x, CHANNELS_FIRST), kernel_shape=list(size), strides=list(strides), pads=window(pads))
     return y, CHANNELS_FIRST
 
 

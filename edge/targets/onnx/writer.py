@@ -8,10 +8,9 @@ import numpy as np
 
 from keras_vits.version import __version__
 
-from ...coreml_graph import ELEMENTWISE
+from ...coreml_graph import ELEMENTWISE, fuse_attention, join_projections
 from ...graph import Graph
 from ..forms import Forms, identity
-from .layout import with_attention
 
 OPSET = 20
 IR_VERSION = 9  # of onnx 1.15, which brought opset 20
@@ -79,7 +78,8 @@ def write(graph, outputs=(), *, precision="float32", metadata=None):
             f"An ONNX file holds at most 2 GiB; the weights of {graph.name!r} have {size / 2**30:.1f} GiB: export it "
             "with precision='float16', or for LiteRT."
         )
-    return _Writer(with_attention(graph), precision == "float16").model(outputs, metadata or {})
+    graph = join_projections(fuse_attention(graph), fused=False)  # heads of q, k and v are moved at once
+    return _Writer(graph, precision == "float16").model(outputs, metadata or {})
 
 
 class _Writer(Forms):
@@ -173,7 +173,9 @@ class _Writer(Forms):
             return variable
         key = (variable, dtype)
         if key not in self.casts:
-            self.casts[key] = self.append("Cast", [variable], f"to_{dtype}", dtype, attributes=dict(to=self.kinds[dtype]))
+            self.casts[key] = self.append(
+                "Cast", [variable], f"to_{dtype}", dtype, attributes=dict(to=self.kinds[dtype])
+            )
         return self.casts[key]
 
     def emit_reshape(self, variable, shape):
