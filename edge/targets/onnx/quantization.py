@@ -1,9 +1,9 @@
 """Integers in an .onnx file: written by ONNX Runtime's quantizer, with ranges of activations that we choose.
 
 Dense layers and convolutions are quantized; LayerNorm, softmax, GELU, attention's products and the sums of residual
-branches stay in float. Weights are symmetric, with a scale for each output channel, and unsigned like the activations: on x86
-without VNNI a sum of two products of an unsigned and a signed byte overflows 16 bits. On such a processor ViT-Ti has 33
-dB with unsigned weights and 28 with signed ones (dynamically quantized 35 and 23), and takes as long.
+branches stay in float. Weights are symmetric, with a scale for each output channel, and unsigned like the activations:
+on x86 without VNNI a sum of two products of an unsigned and a signed byte overflows 16 bits. On such a processor ViT-Ti
+has 33 dB with unsigned weights and 28 with signed ones (dynamically quantized 35 and 23), and takes as long.
 """
 
 import collections
@@ -21,7 +21,7 @@ from ...calibration import batches
 from ...progress import progress
 from ...recipes import check_calibrated, checked_recipe
 from .runtime import onnxruntime, save, session, versions
-from .writer import onnx
+from .writer import add_shapes, onnx
 
 DENSE = ("MatMul", "Gemm")
 COMPARED = 32  # batches, at most, on which the ways to choose ranges are compared
@@ -71,6 +71,7 @@ def quantize(
         model = _static(model, images, artifact.input.name, left_out)
     else:
         model = _dynamic(model, left_out)
+    add_shapes(model)
     mixed = f"_float{len(float_layers)}" if float_layers else ""
     path = pathlib.Path(folder or artifact.path.parent) / f"{artifact.model}_{recipe.name}{mixed}.onnx"
     with artifacts.alone(path.parent):
@@ -230,4 +231,5 @@ def _with_ranges(model, ranges, nodes):
             extra_options={"OpTypesToExcludeOutputQuantization": list(DENSE), "WeightSymmetric": True},
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
     return quantizer.model.model

@@ -45,6 +45,7 @@ def onnx():
     """The onnx package."""
     try:
         import onnx as package
+        import onnx.shape_inference
     except ImportError as e:
         raise ImportError(f"onnx is needed to write .onnx files ({e}): {EXTRA}") from None
     return package
@@ -213,9 +214,9 @@ class _Writer(Forms):
             producer_version=__version__,
         )
         helper.set_model_props(model, metadata)
-        self.add_shapes(model)
         tensor = self.onnx.numpy_helper.from_array
         model.graph.initializer.extend(tensor(array, name) for name, array in self.initializers.items())
+        add_shapes(model)
         return model
 
     def write(self, node, writers):
@@ -282,17 +283,17 @@ class _Writer(Forms):
         self.types[name] = value.dtype
         return self.onnx.helper.make_tensor_value_info(name, self.kinds[value.dtype], value.shape)
 
-    def add_shapes(self, model):
-        """Static shapes of all tensors, found without the weights, which protobuf would copy."""
-        from onnx import shape_inference
 
-        light = self.onnx.ModelProto()
-        light.CopyFrom(model)
-        for name, array in self.initializers.items():
-            if array.size <= SMALL:
-                light.graph.initializer.append(self.onnx.numpy_helper.from_array(array, name))
-            else:
-                kind = self.kinds[array.dtype.name]
-                light.graph.input.append(self.onnx.helper.make_tensor_value_info(name, kind, array.shape))
-        found = shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
-        model.graph.value_info.extend(found.graph.value_info)
+def add_shapes(model):
+    """Gives every tensor of a model its static shape, found without the weights, which protobuf would copy."""
+    package = onnx()
+    graph = package.helper.make_graph(model.graph.node, model.graph.name, model.graph.input, model.graph.output)
+    for tensor in model.graph.initializer:
+        if np.prod(tensor.dims) <= SMALL:
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(package.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    light = package.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    found = package.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(found.graph.value_info)
