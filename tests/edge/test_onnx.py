@@ -18,7 +18,7 @@ from keras_vits.edge.rewrite import rewrite
 from keras_vits.edge.targets.onnx import operations, runtime, writer
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.variant)
 
 
@@ -134,12 +134,12 @@ def test_every_primitive_is_written_by_a_function_of_its_own_name():
 
 
 UNARY = (
-    "abs neg exp log sqrt rsqrt square sin cos tanh erf floor ceil round sign logical_not sigmoid relu relu6 silu softplus "
-    "hard_sigmoid hard_swish"
+    "abs neg exp log sqrt rsqrt square sin cos tanh erf floor ceil round sign logical_not sigmoid relu relu6 silu "
+    "softplus hard_sigmoid hard_swish"
 ).split()
 BINARY = (
-    "add sub mul div maximum minimum pow floor_div mod equal not_equal greater greater_equal less less_equal logical_and "
-    "logical_or"
+    "add sub mul div maximum minimum pow floor_div mod equal not_equal greater greater_equal less less_equal "
+    "logical_and logical_or"
 ).split()
 ARRANGED = dict(
     gelu=dict(approximate=False), elu=dict(alpha=1.0), leaky_relu=dict(alpha=0.1), clip=dict(low=0, high=2),
@@ -345,13 +345,19 @@ def test_static_int8(family, exported):
 
 
 def agrees(model, x, folder):
+    """The file as it is written, to 1e-4; and as ONNX Runtime rearranges it, which folds the scales and offsets of
+    ResNet50V2's normalizations into the convolutions before them: 81 dB there, from 110, over 100 elsewhere."""
     given = dict.fromkeys(model.input, x) if isinstance(model.input, dict) else x
     expected = model.predict(given, verbose=0)
     artifact = edge.onnx.export(model, folder)
     check(onnx.load(artifact.path))
-    found = edge.verify(artifact, against=expected, images=x)
-    assert found.max_abs_error <= 1e-4 * np.abs(expected).max()
-    assert found.max_abs_error <= 0.05 * np.ptp(expected, axis=0).max()  # of what tells the images apart
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(artifact.path), options)
+    found = np.concatenate([session.run(None, {artifact.input.name: image[None]})[0] for image in x])
+    assert close(found, expected, 1e-4)
+    assert np.abs(found - expected).max() <= 0.05 * np.ptp(expected, axis=0).max()  # of what tells the images apart
+    assert edge.verify(artifact, against=expected, images=x).sqnr_db >= 80
 
 
 @pytest.mark.once
@@ -458,7 +464,7 @@ def test_operations_of_a_full_size_model(name, operations, transposes):
     """Of the transposes one is the image's, two are around each fold of a MobileViT, three for each attention: heads of
     queries, keys and values at once, the keys (ONNX has no product with a transposed matrix; ONNX Runtime fuses it into
     one), and back. No convolution has any."""
-    found = edge.onnx.write(rewrite(edge.trace(keras_vits.create(name)))).graph.node
+    found = edge.onnx.write(rewrite(edge.trace(randomize(keras_vits.create(name))))).graph.node
     assert sum(node.op_type == "Transpose" for node in found) == transposes
     assert len(found) == operations
 
@@ -470,7 +476,7 @@ def test_layers_that_stay_in_float(exported, tmp_path):
         i8 = edge.onnx.quantize(f32, recipe, x[:4], tmp_path, float_layers=["block_1", "head"])
         assert i8.path.stem.endswith("_float2")
         kept = {t.name for t in onnx.load(i8.path).graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-        assert "head/kernel" in kept and any(name.startswith("block_1/mlp") for name in kept)
+        assert all(any(name.startswith(start) for name in kept) for start in ("head/kernel", "block_1/mlp/fc1/kernel"))
         assert not any(name.startswith("block_0/mlp") and name.endswith("kernel") for name in kept)
     with pytest.raises(ValueError, match="no layer 'block_9'"):
         edge.onnx.quantize(f32, "dynamic_int8", float_layers=["block_9"])
@@ -499,7 +505,7 @@ def test_benchmark(exported):
 def test_mistakes(exported, tmp_path):
     model, f32, x, _ = exported(FAMILIES[0])
     export, quantize = edge.onnx.export, edge.onnx.quantize
-    plain = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    plain = keras.Model(image := keras.Input((8, 8, 3)), keras.layers.Dense(2)(keras.layers.Flatten()(image)))
     for call, message in (
         (
             lambda: export(model, tmp_path, precision="int8"),
