@@ -1,9 +1,4 @@
-"""Graph -> Core ML: an .mlpackage (ML Program) written through coremltools' MIL builder; compression; running it.
-
-A Graph is channels last, MIL's convolutions are channels first. So a Value is written in whichever order of axes its
-operation produces, its other forms are made when an operation asks for one, and an operation that does not care takes
-the form at hand: a `transpose` of the Graph writes nothing, and few transposes are left in the file.
-"""
+"""Graph -> Core ML: an .mlpackage (ML Program) written through coremltools' MIL builder; compression; running it."""
 
 import contextlib
 import dataclasses
@@ -25,12 +20,12 @@ from .graph import constant, make_node
 from .mlprogram import Program, coremltools
 from .recipes import check_calibrated, checked_recipe
 from .rewrite import rewrite, with_head, with_input
+from .targets.forms import CHANNELS_FIRST, Forms, identity, regroup, turned
 
 PRECISIONS = ("float16", "float32")
 LAYOUTS = ("default", "ane")
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 METADATA = "com.github.keras-vits"  # key of ours in the file's user-defined metadata
-CHANNELS_FIRST = (0, 3, 1, 2)
 
 _lock = threading.Lock()  # coremltools' builder keeps names and scopes for the whole process
 
@@ -273,21 +268,16 @@ def _identifier(name):
     return re.sub(r"\W|^(?=\d)", "_", name, flags=re.ASCII)
 
 
-def identity(rank):
-    return tuple(range(rank))
-
-
-class _Writer:
-    """Writes a Graph's nodes with the MIL builder and keeps each Value's forms: order of axes -> MIL variable."""
+class _Writer(Forms):
+    """Writes a Graph's nodes with the MIL builder; a variable is one of MIL, or an array."""
 
     def __init__(self, graph, target, picture, ane, fused):
         from coremltools.converters.mil import Builder
         from coremltools.converters.mil.mil import Function, Program, types
 
+        super().__init__()
         self.graph, self.target, self.picture, self.ane, self.fused = graph, target, picture, ane, fused
         self.mb, self.types, self.Function, self.Program = Builder, types, Function, Program
-        self.forms = {}
-        self.reshaped = {}  # Value -> what it is a reshape of, when none of its forms is made yet
         self.names = {}
 
     def program(self, outputs):
@@ -334,106 +324,15 @@ class _Writer:
         count = self.names[name] = self.names.get(name, -1) + 1
         return getattr(self.mb, op)(name=f"{name}_{count}" if count else name, **operands)
 
-    # ---- forms: form `order` of a Value holds the Value's axis order[i] as its axis i
+    def emit_reshape(self, variable, shape):
+        return self.emit("reshape", x=variable, shape=shape)
 
-    def held(self, value):
-        """The forms of a Value that exist; of a constant, the one of the Graph."""
-        return self.forms[value] if value.data is None else {identity(len(value.shape)): value.data}
-
-    def at_hand(self, value):
-        """(variable, order): the form that was made first."""
-        if not self.held(value):
-            self.form(value)
-        order, variable = next(iter(self.held(value).items()))
-        return variable, order
-
-    def form(self, value, order=None):
-        """The Value with its axes in this order, the Graph's own by default; numpy for a constant."""
-        order = order or identity(len(value.shape))
-        if value.data is not None:
-            return np.ascontiguousarray(value.data.transpose(order)).reshape([value.shape[axis] for axis in order])
-        forms, shape = self.forms[value], [value.shape[axis] for axis in order]
-        if order in forms:
-            return forms[order]
-        if not forms:  # a reshape that waited to be told its order of axes
-            source = self.reshaped[value]
-            if before := regroup(value.shape, source.shape, order):
-                forms[order] = self.emit("reshape", x=self.form(source, before), shape=shape)
-                return forms[order]
-            forms[identity(len(value.shape))] = self.emit("reshape", x=self.form(source), shape=list(value.shape))
-        same = next((o for o in forms if _same_memory(o, order, value.shape)), None)
-        if same:
-            forms[order] = self.emit("reshape", x=forms[same], shape=shape)
-        else:
-            variable, known = self.at_hand(value)
-            forms[order] = self.emit("transpose", x=variable, perm=[known.index(axis) for axis in order])
-        return forms[order]
-
-    def common_order(self, values, rank):
-        """The order in which the fewest elements of these Values must be moved; of equals, that of the newest Value."""
-        values = [v for v in reversed(self.forms) if v in values and len(v.shape) == rank]
-        orders = [order for v in values for order in self.forms[v]] or [identity(rank)]
-        return min(orders, key=lambda order: sum(math.prod(v.shape) for v in values if order not in self.forms[v]))
-
-    def broadcast(self, values, rank):
-        """Operands for numpy's broadcasting to `rank` axes, and the order of axes they are in."""
-        order = self.common_order(values, rank)
-        operands = []
-        for v in values:
-            shape = (1,) * (rank - len(v.shape)) + v.shape
-            if v.data is not None:
-                number = v.data.size == 1 and any(len(other.shape) == rank for other in values if other is not v)
-                operands.append(
-                    v.data.reshape(()) if number else np.ascontiguousarray(v.data.reshape(shape).transpose(order))
-                )
-            elif len(v.shape) == rank:
-                operands.append(self.form(v, order))
-            else:
-                operands.append(self.emit("reshape", x=self.form(v), shape=[shape[axis] for axis in order]))
-                if order != identity(rank) and sum(n > 1 for n in shape) > 1:
-                    wide = self.emit("reshape", x=self.form(v), shape=shape)
-                    operands[-1] = self.emit("transpose", x=wide, perm=order)
-        return operands, order
+    def emit_transpose(self, variable, perm):
+        return self.emit("transpose", x=variable, perm=perm)
 
 
 class UnsupportedError(Exception):
     """What of an operation Core ML lacks."""
-
-
-def _same_memory(a, b, shape):
-    """Whether two orders differ only in where axes of size 1 stand."""
-    long = lambda order: [axis for axis in order if shape[axis] != 1]
-    return long(a) == long(b)
-
-
-def regroup(old, new, order):
-    """The order of axes that a form of a tensor of shape `old` has once the tensor is reshaped to `new`, or None if it
-    cannot be reshaped in that form: axes that merge or split must be neighbours in it."""
-    groups, i, j = [], 0, 0
-    while i < len(old) and j < len(new):
-        a, b = i + 1, j + 1
-        while math.prod(old[i:a]) != math.prod(new[j:b]):
-            if math.prod(old[i:a]) < math.prod(new[j:b]):
-                a += 1
-            else:
-                b += 1
-        groups.append((range(i, a), range(j, b)))
-        i, j = a, b
-    if not groups:
-        return None
-    groups[-1] = (
-        range(groups[-1][0].start, len(old)),
-        range(groups[-1][1].start, len(new)),
-    )  # axes of size 1 are left over
-    sequence = [axis for axis in order if old[axis] != 1]
-    placed = []
-    for merged, made in groups:
-        long = [axis for axis in merged if old[axis] != 1]
-        at = [sequence.index(axis) for axis in long]
-        if at != list(range(at[0], at[0] + len(at)) if at else []):
-            return None
-        placed.append((order.index(long[0] if long else merged[0]), made))
-    return tuple(itertools.chain.from_iterable(made for _, made in sorted(placed, key=lambda p: p[0])))
 
 
 # ---------------------------------------------------------------- operations
@@ -699,15 +598,9 @@ def _(w, node, a, b, transpose_a=False, transpose_b=False):
 def _matrix(w, value, transposed=False):
     """The variable of a Value with its last two axes in either order, and whether that makes it transposed."""
     rank = len(value.shape)
-    if value.data is None and _turned(rank) in w.forms[value] and identity(rank) not in w.forms[value]:
-        return w.form(value, _turned(rank)), not transposed
+    if value.data is None and turned(rank) in w.forms[value] and identity(rank) not in w.forms[value]:
+        return w.form(value, turned(rank)), not transposed
     return w.form(value), transposed
-
-
-def _turned(rank):
-    """The order of axes of matrices that are held transposed."""
-    *outer, m, n = identity(rank)
-    return (*outer, n, m)
 
 
 @writes("attention")
@@ -728,7 +621,7 @@ def _(w, node, *inputs, heads=None):
         scores = w.emit("add", x=scores, y=bias.data)
     scores = w.emit("softmax", x=scores, axis=-1)
     if v_turned:  # then y is, too
-        return w.emit("matmul", x=v, y=scores, transpose_y=True), _turned(len(node.output.shape))
+        return w.emit("matmul", x=v, y=scores, transpose_y=True), turned(len(node.output.shape))
     return w.emit("matmul", x=scores, y=v)
 
 
