@@ -61,10 +61,11 @@ def test_help_names_every_recipe():
     from keras_vits import cli
     from keras_vits.edge.recipes import RECIPES
 
-    litert, coreml = (re.findall(r"[\w]+", part.split(":")[1]) for part in cli.RECIPES.split(". "))
-    precision = ["float16"]  # of Core ML, which files are exported with
+    litert, coreml, onnx = (re.findall(r"[\w]+", part.split(":")[1]) for part in cli.RECIPES.split(". "))
+    precision = ["float16"]  # of Core ML and ONNX, which files are exported with
     assert litert == [name for name, recipe in RECIPES.items() if "litert" in recipe.formats]
     assert precision + coreml == [name for name, recipe in RECIPES.items() if "coreml" in recipe.formats]
+    assert precision + onnx == [name for name, recipe in RECIPES.items() if "onnx" in recipe.formats]
 
 
 @pytest.mark.once

@@ -101,6 +101,8 @@ def test_every_package_is_listed():
     found = {name.replace("/", ".").removesuffix("..") for name in found} | {
         "keras_vits.edge",
         "keras_vits.edge.devices",
+        "keras_vits.edge.targets",
+        "keras_vits.edge.targets.onnx",
     }
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
 
