@@ -81,7 +81,7 @@ def recipes():
     """A row for each way to quantize."""
     from keras_vits.edge.quantize.recipes import RECIPES
 
-    formats = {"litert": "LiteRT", "coreml": "Core ML"}
+    formats = {"litert": "LiteRT", "coreml": "Core ML", "onnx": "ONNX"}
     return table(
         ["recipe", "file", "what it does", "calibration"],
         [

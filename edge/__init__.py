@@ -36,6 +36,7 @@ _MODULES = {
     "coreml": "targets.coreml",
     "keras_file": "targets.keras_file",
     "litert": "targets.litert",
+    "onnx": "targets.onnx",
 }
 
 __all__ = sorted([*_HOMES, *_MODULES])

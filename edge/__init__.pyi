@@ -22,6 +22,7 @@ from .records import ratio as ratio
 from .targets import coreml as coreml
 from .targets import keras_file as keras_file
 from .targets import litert as litert
+from .targets import onnx as onnx
 from .tune.qat import qat as qat
 from .tune.search import Choice as Choice
 from .tune.search import Trial as Trial
@@ -51,6 +52,7 @@ __all__ = [
     "coreml",
     "keras_file",
     "litert",
+    "onnx",
     "profile",
     "qat",
     "quantize_to",

@@ -6,7 +6,7 @@ import math
 import re
 from html import escape
 
-MARKERS = {"litert": "o", "coreml": "s", "keras": "^"}
+MARKERS = {"litert": "o", "coreml": "s", "onnx": "D", "keras": "^"}
 MARKER_SIZES = {True: 9, False: 6}  # half the width of what a label keeps clear of: a chosen point has a ring
 FONT = 8  # points, of the labels
 

@@ -21,10 +21,12 @@ from ..records import Latency, Verification, cpu_name
 from .plots import Point, plot
 
 TOLERANCE = 0.01  # of top-1: a file this close to the most accurate one is as good as it
-FORMATS = {"litert": "LiteRT", "coreml": "Core ML", "keras": "Keras"}
-SIGNS = {"litert": "●", "coreml": "■", "keras": "▲"}  # in the plots
+FORMATS = {"litert": "LiteRT", "coreml": "Core ML", "onnx": "ONNX", "keras": "Keras"}
+SIGNS = {"litert": "●", "coreml": "■", "onnx": "◆", "keras": "▲"}  # in the plots
 PHONES = {"litert": "Android", "coreml": "iPhone"}  # what a format is for
-PACKAGES = "keras-vits keras numpy jax tensorflow torch ai-edge-litert ai-edge-quantizer coremltools".split()
+PACKAGES = (
+    "keras-vits keras numpy jax tensorflow torch ai-edge-litert ai-edge-quantizer coremltools onnx onnxruntime".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)

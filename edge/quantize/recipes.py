@@ -1,11 +1,12 @@
 """One table: recipe name -> what is quantized, to what, and whether it needs calibration.
 
-The LiteRT half holds ai-edge-quantizer's own recipe entries (operation, weight and activation types); the Core ML
-half is carried out by `coreml.quantize`. LayerNorm, softmax and GELU stay in float everywhere: islands of float keep
-one delegate partition. So do attention's matrix products but in static_int8: XNNPACK has none that quantizes as they
-come two operands which are both computed. So do depthwise convolutions in the recipes that quantize activations as
-they come, which XNNPACK cannot do for them, and a stem that pads the image, which it computes faster in float. SiLU is
-computed in integers where the layers before and after it round its ends to 8 bits anyway.
+The LiteRT half holds ai-edge-quantizer's own recipe entries (operation, weight and activation types); the Core ML half
+is carried out by `coreml.quantize`, that of ONNX by `onnx.quantize`. LayerNorm, softmax and GELU stay in float
+everywhere: islands of float keep one delegate partition. So do attention's matrix products but in static_int8: XNNPACK
+has none that quantizes as they come two operands which are both computed. So do depthwise convolutions in the recipes
+that quantize activations as they come, which XNNPACK cannot do for them, and a stem that pads the image, which it
+computes faster in float. SiLU is computed in integers where the layers before and after it round its ends to 8 bits
+anyway.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ class Recipe:
 
     Attributes:
         name: what `quantize` takes.
-        formats: `"litert"`, `"coreml"` or both.
+        formats: of the files that it makes: `"litert"`, `"coreml"`, `"onnx"`.
         description: one line for a table.
         needs_calibration: whether images are needed to find the ranges of activations.
         litert: entries for ai-edge-quantizer, in order; a later one wins.
@@ -69,7 +70,7 @@ RECIPES = {
     for recipe in (
         Recipe(
             name="float16",
-            formats=("litert", "coreml"),
+            formats=("litert", "coreml", "onnx"),
             description="half the size, the same answers",
             litert=_entries(
                 (DENSE, CONV, DEPTHWISE), _tensor(16, dtype="FLOAT"), integer=False, algorithm="float_casting"
@@ -77,13 +78,13 @@ RECIPES = {
         ),
         Recipe(
             name="dynamic_int8",
-            formats=("litert",),
+            formats=("litert", "onnx"),
             description="8-bit weights, activations quantized as they come",
             litert=_entries((DENSE, CONV), _tensor(8)),
         ),
         Recipe(
             name="static_int8",
-            formats=("litert",),
+            formats=("litert", "onnx"),
             description="8-bit weights and activations in dense layers, convolutions, attention's products and SiLU "
             "between layers, the rest in float",
             needs_calibration=True,

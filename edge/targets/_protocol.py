@@ -20,6 +20,7 @@ HOMES = {  # name -> the module of this package that has its `TARGET`
     "litert": "litert",
     "coreml": "coreml",
     "keras": "keras_file",
+    "onnx": "onnx",
 }
 
 

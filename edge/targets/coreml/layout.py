@@ -92,7 +92,7 @@ def _swapped(nodes, x):
     return nodes.new("transpose", x, perm=(*outer, n, m))
 
 
-def _join_projections(graph, fused):
+def join_projections(graph, fused):
     """Three dense layers that make the queries, keys and values of one attention become one, where their heads must be
     moved: those of tokens in the order of a map need not, but for the fused operation."""
     made, uses = graph.producers(), graph.consumers()
@@ -192,7 +192,7 @@ def default_layout(graph, fused):
     graph = fuse_attention(graph, scaled=fused)
     if tokens := _tokens_of_maps(graph):
         graph = rewrite(_Lift(graph, tokens).run())
-    return _join_projections(graph, fused)
+    return join_projections(graph, fused)
 
 
 def _tokens_of_maps(graph):

@@ -1,0 +1,138 @@
+"""From a Keras model to the graph that a target writes, with the specs of its inputs and outputs.
+
+What every target's `export` has in common: image size, batch, features, pixels, head and layout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from keras_vits.specs import InputSpec, OutputSpec, of_model, read_outputs
+
+if TYPE_CHECKING:
+    import keras
+
+    from keras_vits.graph.ir import Graph
+    from keras_vits.preprocess import Preprocessing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A model as a target writes it.
+
+    Attributes:
+        graph: simplified.
+        name: of the file and the artifact.
+        inputs: in the graph's order, as the file takes them.
+        outputs: in the graph's order.
+        traced: number of operations before the graph was simplified.
+        preprocessing: the model's own, or `None`.
+        tools: versions of what made it; see `Artifact.tools`.
+    """
+
+    graph: Graph
+    name: str
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    traced: int
+    preprocessing: Preprocessing | None
+    tools: dict[str, str]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names of the classes, or () when unknown."""
+        return next((spec.class_names for spec in self.outputs if spec.class_names), ())
+
+    @property
+    def operations(self) -> tuple[int, int]:
+        """Number of operations before and after the graph was simplified."""
+        return self.traced, len(self.graph.nodes)
+
+
+def prepare(
+    model: keras.Model,
+    *,
+    batch: int = 1,
+    image_size: int | tuple[int, int] | None = None,
+    layout: str = "nhwc",
+    pixels: bool = False,
+    head: str = "logits",
+    top_k: int = 5,
+    features: Sequence[str | int] = (),
+    kinds: Mapping[str, str] | None = None,
+    name: str | None = None,
+) -> Prepared:
+    """Traces a model, gives its graph what the options ask for, and simplifies it.
+
+    Args:
+        model: a `VisionModel`, or any functional `keras.Model`.
+        batch: B, static.
+        image_size: pixels, or (height, width), of the file's images, if not the model's own; see `VisionModel.resized`.
+        layout: of the file's images, `"nhwc"`, or `"nchw"` with one transposition in the graph.
+        pixels: whether the file takes pixels (B,H,W,C) 0 to 255, RGB, and the model's preprocessing is in the graph.
+        head: see `OutputSpec.with_head`.
+        top_k: how many classes `head="top_k"` gives.
+        features: layers that are outputs, too, by name or number of the block, as `model.features` takes them.
+        kinds: name -> kind of output, of a foreign model whose graph does not tell it; see `specs.read_outputs`.
+        name: of the file; the model's own by default.
+
+    Raises:
+        ValueError: an operation without a translation (named with its layer), an unknown head, layout, layer or output,
+            an image size that the weights do not fit, or pixels of a model without preprocessing.
+    """
+    import keras
+
+    from keras_vits.graph.rewrite import rewrite, with_head, with_layout, with_pixels
+    from keras_vits.graph.trace import trace
+    from keras_vits.version import __version__
+
+    name = name or model.name
+    if image_size is not None:
+        if not hasattr(model, "resized"):
+            raise ValueError(f"image_size needs a VisionModel; received {type(model).__name__}: build it at that size.")
+        model = model.resized(image_size)
+    preprocessing = getattr(model, "preprocessing", None)
+    taps = {layer: model.get_layer(layer).output for layer in _layer_names(model, features)}
+    if taps:
+        outputs = [*keras.tree.flatten(model.output), *taps.values()]
+        graph = trace(keras.Model(model.inputs, outputs, name=name), batch)
+    else:
+        graph = trace(model, batch)
+    traced = len(graph.nodes)
+    own = len(graph.outputs) - len(taps)
+    inputs, specs = of_model(model, dataclasses.replace(graph, outputs=graph.outputs[:own]), kinds)
+    specs += read_outputs(dataclasses.replace(graph, outputs=graph.outputs[own:]), list(taps))
+    if pixels:
+        if preprocessing is None:
+            raise ValueError(
+                "uint8_input=True needs model.preprocessing, which this model does not have. Export float32 input."
+            )
+        graph = with_pixels(graph, preprocessing)
+    graph, specs = with_head(graph, specs, head, top_k)
+    graph = rewrite(with_layout(graph, layout))
+    inputs = tuple(
+        dataclasses.replace(spec, dtype=value.dtype, layout=layout if spec.is_image else spec.layout)
+        for spec, value in zip(inputs, graph.inputs, strict=True)
+    )
+    tools = {"keras_vits": __version__, "keras": keras.__version__, "backend": keras.backend.backend()}
+    return Prepared(
+        graph=graph,
+        name=name,
+        inputs=inputs,
+        outputs=tuple(specs),
+        traced=traced,
+        preprocessing=preprocessing,
+        tools=tools,
+    )
+
+
+def _layer_names(model: Any, features: Sequence[str | int]) -> dict[str, None]:
+    """Names of the layers that `features` means, each once."""
+    if features and not hasattr(model, "features"):
+        known = {layer.name for layer in model.layers}
+        if unknown := [str(name) for name in features if name not in known]:
+            raise ValueError(f"{model.name} has no layer {', '.join(unknown)}; it has: {', '.join(sorted(known))}.")
+        return dict.fromkeys(str(name) for name in features)
+    return dict.fromkeys(model._name(key) for key in features)
