@@ -19,6 +19,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: threads 
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1] / "tools")]
 
 
+def pytest_sessionstart():
+    """On the built wheel (tools/on_wheel.py), the package under test is the wheel's and no other."""
+    if wheel := os.environ.get("KERAS_VITS_WHEEL"):
+        import keras_vits
+
+        if not pathlib.Path(keras_vits.__file__).is_relative_to(wheel):
+            raise pytest.UsageError(f"The tests were to run on the wheel in {wheel}, and import {keras_vits.__file__}.")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cheap_garbage_collection():
     """Python does not look for garbage among what the imports left again and again: a tenth of all time was that."""
