@@ -1,7 +1,8 @@
 """Writes parts of the site from the source, so that they cannot fall behind it.
 
 A line `<!-- public: keras_vits.layers -->` becomes the reference of every name that the package exports, except those
-that the page names itself. `<!-- help -->` becomes the help of every verb of the command line.
+that the page names itself. `<!-- readme: recipes -->` becomes the README's table of this name, `<!-- help -->` the help
+of every verb of the command line.
 """
 
 import ast
@@ -50,7 +51,15 @@ def on_page_markdown(markdown, page, config, files):
         return "\n\n".join(f"::: {name}" for name in names(match[1]) if name not in own)
 
     markdown = re.sub(r"^<!-- public: ([\w.]+) -->$", public, markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^<!-- readme: (\w+) -->$", readme, markdown, flags=re.MULTILINE)
     return markdown.replace("<!-- help -->", help_texts()) if "<!-- help -->" in markdown else markdown
+
+
+def readme(match):
+    """What stands between the marks of this name in the README; its links to files become the files' names."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.split(f"<!-- {match[1]} -->\n")[1].split(f"<!-- /{match[1]} -->")[0]
+    return re.sub(r"\[([^]]+)\]\((?!https?:)([^)]+)\)", r"\1 (`\2`)", block)
 
 
 def help_texts():

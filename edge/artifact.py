@@ -17,7 +17,7 @@ class Artifact:
     """A model file that a target wrote: LiteRT .tflite, Core ML .mlpackage, .keras and so on.
 
     Attributes:
-        path: of the file, or of the .mlpackage folder.
+        path: path of the file, or of the .mlpackage folder.
         format: name of the target that wrote it, one of `targets._protocol.names()`.
         recipe: `"float32"`, or a name of `recipes.RECIPES`.
         model: name of the model it was made from.
@@ -27,8 +27,8 @@ class Artifact:
         size_bytes: of the file, or of all files in the folder.
         tools: name -> version of what wrote it, and under "backend" the Keras backend it was traced on.
         operations: number of primitive operations in the graph, (before, after) `rewrite`, or `None`.
-        trained_for: fields of a `litert_quantization.Choice`, of a float file whose model was fine-tuned for a static
-            recipe: what that takes instead of calibration images. {} otherwise.
+        trained_for: ranges of activations of a float file whose model was fine-tuned for a static recipe (`edge.qat`);
+            quantizing takes them instead of calibration images. {} otherwise.
     """
 
     path: pathlib.Path

@@ -43,7 +43,7 @@ def plot(points, x_label, y_label):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError('matplotlib is needed for a report: pip install "keras-vits[report]"') from None
+        raise ImportError('A report needs matplotlib. From a checkout: pip install -e ".[report]"') from None
 
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": x_label, "font.size": 9, "text.parse_math": False}

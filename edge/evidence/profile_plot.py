@@ -55,7 +55,7 @@ def _figure(profile, depth, colours):
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError('matplotlib is needed for a plot: pip install "keras-vits[report]"') from None
+        raise ImportError('A plot needs matplotlib. From a checkout: pip install -e ".[report]"') from None
     layers = list(profile.by_layer(depth))
     kinds = list(profile.by_op())
     series = {kind: kind if i < KINDS else OTHER for i, kind in enumerate(kinds)}
