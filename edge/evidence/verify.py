@@ -65,11 +65,11 @@ def verify(
         checks.append(
             OutputCheck(name=spec.name, kind=spec.kind, sqnr_db=sqnr_db(signal, noise), max_abs_error=largest)
         )
-    if spec := artifact.classification:
-        ours, theirs = spec.decide(found[spec.name]), spec.decide(expected[spec.name])
+    if told := artifact.classification:
+        ours, theirs = told.decide(found[told.name]), told.decide(expected[told.name])
         agreement = float(np.mean(ours == theirs))
         if labels is not None:
-            known = _labels(labels, ours.shape, spec)
+            known = _labels(labels, ours.shape, told)
             top1, reference_top1 = float(np.mean(ours == known)), float(np.mean(theirs == known))
     elif labels is not None:
         kinds = ", ".join(f"{spec.name} ({spec.kind})" for spec in artifact.outputs)
