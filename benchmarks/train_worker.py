@@ -67,20 +67,35 @@ def timm_loader(order, images, labels):
     import torch
 
     device = "cuda" if order["gpu"] else "cpu"
+    model, launch = timm_steps(order, images, labels)
+    matrix = torch.ones((order["gemm"],) * 2, dtype=torch.bfloat16 if order["gpu"] else torch.float32, device=device)
+    steps = {
+        "infer": lambda: launch["infer"]().float().cpu().numpy(),
+        "train": lambda: launch["train"]().item(),
+        "gemm": lambda: (matrix @ matrix)[0].float().cpu().numpy(),
+    }
+    return steps, sum(p.numel() for p in model.parameters())
+
+
+def timm_steps(order, images, labels):
+    """The model, and {mode: step}, whose result is still on the device."""
+    import torch
+
+    device = "cuda" if order["gpu"] else "cpu"
     torch.set_num_threads(order["threads"])
     size = {"img_size": order["image_size"]} if order["model"].startswith("vit_") else {}  # others take any
-    model = import_timm().create_model(order["model"], num_classes=CLASSES, **size).to(device)
+    model = import_timm().create_model(order["model"], num_classes=CLASSES, **size, **order.get("changes", {}))
+    model = model.to(device)
     forward = torch.compile(model) if order["compiled"] else model
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
     labels = torch.from_numpy(labels).to(device)
     bfloat16 = torch.autocast(device, torch.bfloat16, enabled=order["gpu"])
-    matrix = torch.ones((order["gemm"],) * 2, dtype=torch.bfloat16 if order["gpu"] else torch.float32, device=device)
 
     def infer():
         model.eval()
         with torch.inference_mode(), bfloat16:
-            return forward(images).float().cpu().numpy()
+            return forward(images)
 
     def train():
         model.train()
@@ -89,36 +104,23 @@ def timm_loader(order, images, labels):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
-    def gemm():
-        return (matrix @ matrix)[0].float().cpu().numpy()
-
-    return {"infer": infer, "train": train, "gemm": gemm}, sum(p.numel() for p in model.parameters())
+    return model, {"infer": infer, "train": train}
 
 
 def keras_loader(order, images, labels):
     import keras
     from keras import ops
 
-    if keras.backend.backend() == "torch":
-        import torch
-
-        torch.set_num_threads(order["threads"])
-    if order["gpu"]:
-        keras.config.set_dtype_policy("mixed_bfloat16")
+    policy(order)
     images, labels, matrix = map(ops.convert_to_tensor, (images, labels, np.ones((order["gemm"],) * 2, "float32")))
     matrix = ops.cast(matrix, "bfloat16" if order["gpu"] else "float32")
     if order["devices"] > 1:
         parallel = keras.distribution.DataParallel(devices=keras.distribution.list_devices()[: order["devices"]])
         keras.distribution.set_distribution(parallel)  # before the model, whose weights go to all devices
         images = keras.distribution.distribute_tensor(images, parallel.get_data_layout(images.shape))
-    model = KERAS_MODELS[order["library"]](order["model"], images.shape[1:])
-    model.compile(
-        keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=order["compiled"] or "auto",
-    )
+    model = compiled(order, images.shape[1:])
     steps = {
         "infer": lambda: model.predict_on_batch(images),
         "train": lambda: model.train_on_batch(images, labels),
@@ -127,10 +129,35 @@ def keras_loader(order, images, labels):
     return steps, sum(math.prod(v.shape) for v in model.trainable_variables)
 
 
-def keras_vits_model(name, shape):
+def policy(order):
+    """Threads and number format of Keras."""
+    import keras
+
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.set_num_threads(order["threads"])
+    if order["gpu"]:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+
+
+def compiled(order, shape):
+    """A Keras model with its loss and optimizer, for images of this shape."""
+    import keras
+
+    model = KERAS_MODELS[order["library"]](order["model"], shape, **order.get("changes", {}))
+    model.compile(
+        keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=order["compiled"] or "auto",
+    )
+    return model
+
+
+def keras_vits_model(name, shape, **changes):
     import keras_vits
 
-    return keras_vits.create(name, image_size=shape[:2], num_classes=CLASSES)
+    return keras_vits.create(name, image_size=tuple(shape[:2]), num_classes=CLASSES, **changes)
 
 
 def keras_hub_model(name, shape):
