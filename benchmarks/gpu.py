@@ -31,7 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import train
-from worker import Worker, WorkerError
+from keras_vits._util.process import Worker, WorkerError
 
 HERE = pathlib.Path(__file__).resolve().parent
 VARIANTS = HERE.parent / "tests" / "data" / "variants.csv"  # for the multiply-adds

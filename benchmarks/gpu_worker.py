@@ -39,7 +39,7 @@ ATTENTIONS = r"flash|fmha|sdpa|attention|mha"
 
 
 def main():
-    reply = train_worker.benchmark_worker.answers()
+    reply = train_worker.host_worker.answers()
     with contextlib.suppress(PermissionError):  # it leads a session already
         os.setsid()  # one of its own, so that its compilers are stopped and ended with it
     order = json.loads(sys.stdin.readline())
@@ -89,7 +89,7 @@ class Frame:
 
     def peak(self):
         where = (
-            train_worker.PEAK_MEMORY_BYTES[self.name] if self.gpu else train_worker.benchmark_worker.peak_memory_bytes
+            train_worker.PEAK_MEMORY_BYTES[self.name] if self.gpu else train_worker.host_worker.peak_memory_bytes
         )
         return where()
 

@@ -41,7 +41,7 @@ from suite import (
     SMOKE_IMAGE_SIZE,
     file_of,
 )
-from worker import Worker
+from keras_vits._util.process import Worker
 
 HERE = pathlib.Path(__file__).resolve().parent
 RECORD = HERE / "results" / "peers.jsonl"

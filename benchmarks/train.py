@@ -32,7 +32,7 @@ import sys
 import numpy as np
 import train_worker
 from run import commit
-from worker import Worker, WorkerError
+from keras_vits._util.process import Worker, WorkerError
 
 HERE = pathlib.Path(__file__).parent
 RECORD = HERE / "results" / "train.jsonl"
