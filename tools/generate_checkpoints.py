@@ -77,7 +77,7 @@ def imagenet_classes(timm):
 
 
 if __name__ == "__main__":
-    from conftest import import_timm
+    from timm_models import import_timm
 
     timm = import_timm()
     (PACKAGE / "checkpoints.csv").write_text(checkpoints(timm), encoding="utf-8")
