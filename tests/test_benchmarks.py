@@ -153,8 +153,8 @@ def made_rows():
         versions = dict(backend="jax", runtime="jax", runtime_version="1.2", library="keras", library_version="3.4")
         found.append(dict.fromkeys(train.FIELDS) | made | place | versions | row | figures | more)
 
-    for gpu, runner, mode in itertools.product((False, True), train.RUNNERS, train.MODES):
-        add("speed", "vit_tiny_patch16_224", runner, mode, gpu=gpu)
+    for where, runner, mode in itertools.product((False, True), train.RUNNERS, train.MODES):
+        add("speed", "vit_tiny_patch16_224", runner, mode, gpu=where)
     nothing = dict.fromkeys(("median_ms", "images_per_second", "ratio", "flops_per_second"))
     found[2] |= nothing | dict(error="not enough | memory")
     for runner, tokens in itertools.product(
@@ -234,13 +234,13 @@ def test_plots_of_training():
         "Time against tokens ms for one image",
         *["Training images per second", "Inference images per second"] * 2,
     ]
-    figures = dict(zip(range(len(captions)), drawn.split("<figure>")[1:], strict=True))
+    figures = [figure.split("</figure>")[0] for figure in drawn.split("<figure>")[1:]]
     assert texts(drawn, "text").count("one matrix product") == 2
     assert [len(set(train.RUNNERS) & set(texts(figures[i], "text"))) for i in (6, 7, 8, 9, 10)] == [0, 2, 2, 2, 1]
     assert {"softmax", "kernel", "favor", "efficient", "separable", "4,096"} <= set(texts(figures[6], "text"))
     ratios = [f"{r['ratio']:.2f}" for r in rows if r["part"] == "speed" and r["mode"] == "train"][: len(train.RUNNERS)]
     shown = [text for text in texts(figures[2], "text") if re.fullmatch(r"\d\.\d\d", text)]
-    assert shown == ratios
+    assert shown[-len(ratios) :] == ratios  # before them are numbers of the axis
 
 
 def test_plots_of_peers():
