@@ -82,11 +82,6 @@ def test_page_is_of_the_recorded_runs(committed):
     assert texts(committed) == texts(publish.results_page())
 
 
-def test_readme_shows_the_recorded_runs():
-    readme = publish.README.read_text(encoding="utf-8")
-    assert publish.with_blocks(readme, publish.blocks()) == readme
-
-
 def test_every_recorded_row_is_on_the_page(committed):
     """The figure that each row is about stands in a table, and the whole row among the rows as they are."""
     found = set(cells(committed))
