@@ -98,7 +98,9 @@ def test_environments_are_pinned(run):
 
 def test_smoke_run(run, tmp_path, monkeypatch, capsys):
     """Exports, checks and measures; the next run takes the files as they are; what cannot be exported has a row."""
-    broken = suite.File(suffix=".tflite", exporter="ai_edge_quantizer", needs="weights", options={"recipe": "no_such"})
+    broken = suite.File(
+        suffix=".tflite", exporter="ours_quantized", needs="ours_float32", options={"recipe": "no_such"}
+    )
     monkeypatch.setitem(suite.FILES, "ours_aeq_dynamic_int8", broken)
     record = tmp_path / "peers.jsonl"
     arguments = ["--smoke", "--models", MODEL, "--threads", "1", "--record", str(record)]
@@ -126,7 +128,7 @@ def test_smoke_run(run, tmp_path, monkeypatch, capsys):
     assert ours["gflops"] == pytest.approx(2e-6 * macs / ours["median_ms"], rel=1e-3)
     assert none["median_ms"] is none["ratio"] is None
     assert "no_such" in none["error"]
-    assert "failed: AttributeError" in printed
+    assert "failed: ValueError" in printed
     assert f"{MODEL}, 1 threads, timm, PyTorch: {timm['median_ms']:.2f} ms" in printed
 
     file = run.CACHE / "files" / f"{MODEL}_64" / "ours_float32.tflite"

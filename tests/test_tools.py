@@ -1,7 +1,7 @@
 """tools/generate.py: what is committed is what it gives, and its tables hold everything that is registered.
 
-The files of checkpoints are compared in test_checkpoints.py, ANDROID.md in edge/test_android.py, the pages of results in
-test_benchmarks.py.
+The files of checkpoints are compared in test_checkpoints.py, ANDROID.md in edge/test_android.py, the pages of
+results in test_benchmarks.py.
 """
 
 import generate
