@@ -145,7 +145,7 @@ loss = -np.log(np.exp(logits)[:, 0] / np.exp(logits).sum(-1)).mean()
 np.testing.assert_allclose(steps["train"](), loss, rtol=1e-3)
 assert (steps["gemm"]() == 8).all()
 """
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-c", code, str(ROOT / "benchmarks")]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
