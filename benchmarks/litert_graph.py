@@ -1,20 +1,19 @@
 """What was tried on the LiteRT graph: each choice predicted, changed alone, and measured interleaved with the others.
 
-    KERAS_BACKEND=tensorflow python benchmarks/litert_graph.py    measures and writes results/litert_graph.json
+    KERAS_BACKEND=tensorflow python benchmarks/litert_graph.py    measures and records results/litert_graph.json
 
 The TensorFlow backend is needed for one row only, Keras' own exporter.
 """
 
 import contextlib
 import datetime
-import json
 import pathlib
 import tempfile
 
 import numpy as np
+import recording
 
-HERE = pathlib.Path(__file__).parent
-RECORD = HERE / "results" / "litert_graph.json"
+RECORD = recording.RESULTS / "litert_graph.json"
 MODELS = ("vit_tiny_patch16_224", "mobilevit_xxs", "mobilevitv2_050", "mixer_s32_224")
 PROCESSES = 10  # of each file, one after the other: they differ by a few percent, as do the files
 CHOICES = {  # name -> (what is different, what was predicted)
@@ -201,37 +200,6 @@ def measure(folder):
     return {"date": datetime.date.today().isoformat(), "environment": host_environment(), "rows": found}
 
 
-def section():
-    """The part of RESULTS.md about the recorded run, as lines of Markdown."""
-    record = json.loads(RECORD.read_text())
-    environment = record["environment"]
-    lines = [
-        "## The LiteRT graph",
-        "",
-        f"Written by `benchmarks/litert_graph.py`. Recorded on {record['date']}, {environment['cpu']}, "
-        f"{environment['cores']} cores, 2 threads, random weights. Times of one model were taken in turns, each file "
-        f"in {PROCESSES} processes of its own, one after the other: compare ratios within a model.",
-        "",
-    ]
-    for name in MODELS:
-        lines += [
-            f"### {name}",
-            "",
-            "| choice | predicted | time / ours | median ms | operations | partitions | SQNR dB |",
-        ]
-        lines += ["|---|---|---:|---:|---:|---:|---:|"]
-        for row in record["rows"]:
-            if row["model"] == name:
-                what, predicted = CHOICES[row["choice"]]
-                figures = f"{row['ratio_to_ours']:.3f} | {row['median_ms']:.2f} | {row['operations']}"
-                lines.append(f"| {what} | {predicted} | {figures} | {row['partitions']} | {row['sqnr_db']:.1f} |")
-        lines.append("")
-    return lines
-
-
 if __name__ == "__main__":
-    import results
-
     with tempfile.TemporaryDirectory() as folder:
-        RECORD.write_text(json.dumps(measure(folder), indent=1) + "\n")
-    results.write()
+        recording.write_json(RECORD, measure(folder))

@@ -1,18 +1,16 @@
 """What each step of the quantization brings, on crops of a photograph that calibration did not see.
 
-KERAS_BACKEND=jax python benchmarks/quantization.py    measures and writes results/quantization.json
+KERAS_BACKEND=jax python benchmarks/quantization.py    measures and records results/quantization.json
 """
 
 import datetime
-import json
 import pathlib
-import statistics
 import tempfile
 
 import numpy as np
+import recording
 
-HERE = pathlib.Path(__file__).parent
-RECORD = HERE / "results" / "quantization.json"
+RECORD = recording.RESULTS / "quantization.json"
 MODELS = ("vit_tiny_patch16_224", "mobilevitv3_050", "efficientvit_b1")
 SEEDS = (0, 1, 2)
 CALIBRATION, TEST = 8, 8  # crops, of one photograph each
@@ -108,37 +106,6 @@ def measure(folder):
     return {"date": datetime.date.today().isoformat(), "environment": host_environment(), "rows": found}
 
 
-def section():
-    """The part of RESULTS.md about the recorded run, as lines of Markdown."""
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
-    partitions = max(row["partitions"] for row in record["rows"])
-    lines = [
-        "## Quantization",
-        "",
-        f"Written by `benchmarks/quantization.py`. Recorded on {record['date']}. SQNR of the logits in dB, and behind "
-        "the stroke that of their differences from their mean over the images, which is what tells images apart; the "
-        f"mean of {len(SEEDS)} models with random weights, calibrated on {CALIBRATION} crops of a photograph and "
-        f"measured on {TEST} of another. XNNPACK partitions of a file: {partitions} at most. Random weights have no "
-        "outlier channels, which smoothing is for: `tests/edge/test_quantization.py` plants them.",
-        "",
-        f"| recipe | steps | {' | '.join(MODELS)} |",
-        f"|---|---|{'---:|' * len(MODELS)}",
-    ]
-    for recipe, steps in STEPS.items():
-        for what in steps:
-            cells = []
-            for name in MODELS:
-                key = (recipe, what, name)
-                found = [r for r in record["rows"] if (r["recipe"], r["steps"], r["model"]) == key]
-                means = (statistics.mean(r[k] for r in found) for k in ("sqnr_db", "centred_db"))
-                cells.append(" / ".join(f"{mean:.1f}" for mean in means))
-            lines.append(f"| {recipe} | {what} | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
 if __name__ == "__main__":
-    import results
-
     with tempfile.TemporaryDirectory() as folder:
-        RECORD.write_text(json.dumps(measure(folder), indent=1) + "\n", encoding="utf-8")
-    results.write()
+        recording.write_json(RECORD, measure(folder))
