@@ -17,7 +17,8 @@ from html import escape
 from keras_vits._util.files import writing
 
 from ..artifact import Artifact
-from ..records import Latency, Verification, cpu_name
+from ..devices._common import cpu_name
+from ..records import Latency, Verification
 from .plots import Point, plot
 
 TOLERANCE = 0.01  # of top-1: a file this close to the most accurate one is as good as it
