@@ -4,7 +4,7 @@ A machine that slows down for a second slows all of them down, and a ratio betwe
 `records.ratio`. The order is another one in each round: what ran before leaves the processor in its state, which is
 worth some percent.
 
-    contestants = [...]                       each a subclass of `Contestant`, or of `Timed` if it gives every run's time
+    contestants = [...]     each a subclass of `Contestant`, or of `Timed` if it gives the time of every run
     for one in contestants: attempt(one, one.warm_up, 0.5)
     take_turns(contestants, Goal(runs=50, seconds=2.0), random=np.random.default_rng(0))
     [one.times for one in contestants if not one.failure]
