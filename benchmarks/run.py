@@ -346,7 +346,7 @@ def measure(model, names, made, *, image_size, threads, rounds):
 
 def rows(model, found, **common):
     """The rows of one `measure`, as they are recorded."""
-    from keras_vits.edge.records import cpu_name
+    from keras_vits.edge.devices._common import cpu_name
 
     device, commit_, date = cpu_name(), commit(), datetime.date.today().isoformat()
     return [

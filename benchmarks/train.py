@@ -336,7 +336,7 @@ def record(new):
 
 def circumstances(options):
     """What all rows of a run have in common."""
-    from keras_vits.edge.records import cpu_name
+    from keras_vits.edge.devices._common import cpu_name
 
     gpu = options.device == "gpu"
     return {

@@ -17,11 +17,11 @@ import tempfile
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
 
-import numpy as np  # noqa: E402
-from coremltools.proto import Model_pb2  # noqa: E402
-from families import FAMILIES  # noqa: E402
+import numpy as np
+from coremltools.proto import Model_pb2
+from families import FAMILIES
 
-from keras_vits import edge  # noqa: E402
+from keras_vits import edge
 
 VARIATIONS = (  # of the tiny ViT, beside one tiny model of every family
     dict(attention="relu_linear"),
@@ -30,6 +30,7 @@ VARIATIONS = (  # of the tiny ViT, beside one tiny model of every family
     dict(gated=True, activation="silu", qk_norm=True),
     dict(layer_scale=0.1, registers=2, pool="mean", activation="gelu_tanh"),
 )
+
 
 def models():
     """Name -> a tiny model with seeded weights; sixteen of them."""

@@ -111,5 +111,5 @@ TARGET = Target(
     quantize=None,
     load=load,
     run=run,
-    traits=Traits(title="Keras", marker="^", sign="▲", environment=_environment),
+    traits=Traits(title="Keras", about="Keras is the model itself", marker="^", sign="▲", environment=_environment),
 )

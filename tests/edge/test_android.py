@@ -19,6 +19,7 @@ from android_document import DOCUMENT, transcript
 
 import keras_vits
 from keras_vits import edge
+from keras_vits.edge import selftest
 from keras_vits.edge.devices import android
 from keras_vits.edge.records import DeviceError, DeviceWarning, ratio
 
@@ -79,10 +80,7 @@ def memory(tmp_path_factory):
 
 def pictures(patch, count):
     """Self-tests have so many pictures, of ten."""
-    patch.setattr(android, "generated", lambda size: generated(size)[:count])
-
-
-generated = android.generated
+    patch.setattr(selftest, "PICTURES", count)
 
 
 @pytest.fixture

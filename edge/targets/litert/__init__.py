@@ -1046,6 +1046,17 @@ def _offenders(artifact):
         return gpu.offenders(artifact.path)
 
 
+def _quantized(runner):
+    """See `Traits.quantized`."""
+
+    def scale(tensor):
+        value, zero_point = tensor["quantization"]
+        return {"scale": float(value), "zero_point": int(zero_point)} if value else None
+
+    interpreter = runner.interpreter
+    return tuple([scale(t) for t in f()] for f in (interpreter.get_input_details, interpreter.get_output_details))
+
+
 TARGET = Target(
     name="litert",
     suffix=".tflite",
@@ -1056,6 +1067,7 @@ TARGET = Target(
     traits=Traits(
         title="LiteRT",
         phone="Android",
+        about="LiteRT runs on Android and small boards",
         marker="o",
         sign="●",
         extra="litert",
@@ -1066,5 +1078,6 @@ TARGET = Target(
         order=_order,
         partitions=Runner.partitions,
         offenders=_offenders,
+        quantized=_quantized,
     ),
 )
