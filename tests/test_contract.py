@@ -308,13 +308,13 @@ def test_only_light_packages_are_imported_at_the_top():
 
 @pytest.mark.once
 def test_import_is_light():
-    """The public names load nothing heavy and add at most 0.3 s to `import keras`."""
+    """The public names load nothing heavy and add at most 0.3 s of CPU time to `import keras`."""
     code = """
 import sys, time
 import keras
-before, start = set(sys.modules), time.perf_counter()
+before, start = set(sys.modules), time.process_time()
 from keras_vits import create, list_models, load_weights
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
 """
     seconds = []

@@ -5,18 +5,17 @@ import dataclasses
 import fnmatch
 import math
 import os
-import re
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_vits import compiling
 from keras_vits.checkpoints.assign import initialize, resample_positions, set_value, values_later
+from keras_vits.heads import Classifier, Head, PooledFeatures
+from keras_vits.layers import _names as layer_names
 from keras_vits.preprocess import Preprocessing
-from keras_vits.specs import InputSpec, OutputSpec, classification
+from keras_vits.specs import InputSpec
 
-BLOCK = re.compile(r"(stage_\d+_)?block_\d+")  # the layers that `features` numbers
 STATE = {"moving_mean", "moving_variance", "seed_generator_state"}  # variables that a layer changes when it is called
 
 
@@ -43,8 +42,8 @@ class VisionModel(keras.Model):
     """Base of every family: image (B,H,W,C) -> stem -> tokens -> blocks -> pool -> head -> logits (B,K).
 
     A family states its `Config` (a frozen dataclass), its `variants` (name -> hyper-parameters), its weight tables
-    `names` and a static `graph(cfg, image)` that reads top to bottom. A hyper-parameter is written in one place, the
-    Config: `get_config` is `asdict(cfg)`.
+    `names` and a static `backbone(cfg, image)` that reads top to bottom, and `head(cfg)` where it has an odd head. A
+    hyper-parameter is written in one place, the Config: `get_config` is `asdict(cfg)`.
 
     Args:
         name: name of the model, also the name of the variant it was created as.
@@ -69,9 +68,14 @@ class VisionModel(keras.Model):
     preprocessing_defaults = {}  # fields of Preprocessing that the family's published weights were trained with
 
     @staticmethod
-    def graph(cfg, image):
-        """The forward pass, from the symbolic image (B,H,W,C) to the symbolic logits (B,K)."""
-        raise NotImplementedError("A family must define graph(cfg, image).")
+    def backbone(cfg: Any, image: keras.KerasTensor) -> keras.KerasTensor:
+        """The forward pass, from the symbolic image (B,H,W,C) to the features (B,D) that a head reads."""
+        raise NotImplementedError("A family must define backbone(cfg, image).")
+
+    @classmethod
+    def head(cls, cfg: Any) -> Head:
+        """What makes the output of the features: logits of `num_classes` classes, or for none the features."""
+        return Classifier(cfg.num_classes) if cfg.num_classes else PooledFeatures()
 
     @staticmethod
     def size_multiple(cfg):
@@ -102,10 +106,10 @@ class VisionModel(keras.Model):
             return
         cfg = self._checked(hyperparameters)
         with _policy(dtype):
-            image = keras.Input((*cfg.image_size, cfg.in_channels), name="image")
-            logits = self.graph(cfg, image)
+            image = keras.Input((*cfg.image_size, cfg.in_channels), name=layer_names.IMAGE)
+            outputs = self.head(cfg)(self.backbone(cfg, image))
             policy = keras.config.dtype_policy()
-        super().__init__(inputs=image, outputs=logits, name=name)
+        super().__init__(inputs=image, outputs=outputs, name=name)
         self.dtype_policy = policy
         self.trainable = trainable
         self._freeze(frozen)
@@ -169,11 +173,9 @@ class VisionModel(keras.Model):
 
     @property
     def output_specs(self):
-        """The `OutputSpec` of the logits (of one class, a binary logit), or of the features without a head."""
-        if not self.cfg.num_classes:
-            return (OutputSpec(name="features", kind="features", shape=(1, *self.output_shape[1:])),)
-        shape = (1, *self.output_shape[1:])
-        return (classification("logits", self.cfg.num_classes, self.class_names or (), shape),)
+        """An `OutputSpec` for each output, as the head says: logits, of one class a binary logit, or features."""
+        shapes = keras.tree.map_shape_structure(lambda shape: (1, *shape[1:]), self.output_shape)
+        return self.head(self.cfg).specs(shapes, tuple(self.class_names or ()))
 
     @classmethod
     def _checked(cls, hyperparameters):
@@ -216,7 +218,7 @@ class VisionModel(keras.Model):
             return super().call(inputs, training=training, mask=mask)
 
         def operation(layer):
-            if BLOCK.fullmatch(layer.name):
+            if layer_names.BLOCK.fullmatch(layer.name):
                 return _rematerialized(layer)
             if isinstance(layer, keras.Layer):  # told so itself: in JAX's stateless call no context tells it
                 return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": True})
@@ -249,14 +251,11 @@ class VisionModel(keras.Model):
             weighted_metrics: the same, weighted by the samples' weights.
             **options: further arguments of `keras.Model.compile`, e.g. `jit_compile`.
         """
-        classes, automatic = self.cfg.num_classes, isinstance(loss, str) and loss == "auto"
+        head, automatic = self.head(self.cfg), isinstance(loss, str) and loss == "auto"
         if isinstance(metrics, str) and metrics == "auto":
-            metrics = ["accuracy"] if automatic and classes else []  # for None, Keras keeps those from before
-        if automatic:
-            loss = compiling.default_loss(classes)
-        if classes:
-            loss = compiling.loss_of_logits(loss)
-            metrics, weighted_metrics = (compiling.metrics_of_logits(m, classes) for m in (metrics, weighted_metrics))
+            metrics = head.metrics() if automatic else []  # for None, Keras keeps those from before
+        loss = head.fitting_loss(head.loss() if automatic else loss)
+        metrics, weighted_metrics = (head.fitting_metrics(m) for m in (metrics, weighted_metrics))
         super().compile(
             optimizer,
             loss=loss,
@@ -313,7 +312,7 @@ class VisionModel(keras.Model):
 
     @property
     def _blocks(self):
-        return [layer.name for layer in self.layers if BLOCK.fullmatch(layer.name)]
+        return [layer.name for layer in self.layers if layer_names.BLOCK.fullmatch(layer.name)]
 
     def _name(self, key):
         """The layer that a block number or a layer name means."""
@@ -356,9 +355,9 @@ class VisionModel(keras.Model):
         Raises:
             ValueError: a negative number of classes.
         """
-        frozen = [name for name in self._frozen if not name.startswith("head")]
+        frozen = [name for name in self._frozen if not layer_names.in_head(name)]
         return self._rebuilt(
-            lambda path: not path.startswith("head"), num_classes=num_classes, class_names=None, frozen=frozen
+            lambda path: not layer_names.in_head(path), num_classes=num_classes, class_names=None, frozen=frozen
         )
 
     def resized(self, image_size):
@@ -392,7 +391,7 @@ class VisionModel(keras.Model):
         self._refuse_lora("freeze")
         names = [layer.name for layer in self.layers]
         if up_to is None:
-            frozen = [name for name in names if not name.startswith("head")]
+            frozen = [name for name in names if not layer_names.in_head(name)]
         else:
             frozen = names[: names.index(self._name(up_to)) + 1]
         self._train_everything()
@@ -500,7 +499,7 @@ class VisionModel(keras.Model):
         """The value of one of our variables for a model like this one, whose images may be of another size."""
         if tuple(value.shape) == tuple(variable.shape):
             return value
-        if variable.path != "position/table":
+        if variable.path != layer_names.POSITION_TABLE:
             raise ValueError(
                 f"{self.name} is for images of {self.cfg.image_size} pixels only: at {model.cfg.image_size} its "
                 f"{variable.path} would be {tuple(variable.shape)}, and it is {tuple(value.shape)}."
