@@ -12,6 +12,8 @@ import pathlib
 import re
 import sys
 
+from keras_vits.edge.quantize.recipes import demonstrated
+
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
@@ -26,7 +28,7 @@ COLUMNS = {
     "partitions": lambda row: "" if row["partitions"] is None else str(row["partitions"]),
     "verified by": lambda row: row["verified_by"],
 }
-SHOWN = ("float32", "float16", "dynamic_int8", "static_int8")
+SHOWN = ("float32", *demonstrated("litert"))
 
 
 def table(header, rows):

@@ -28,7 +28,7 @@ from keras_vits._util.progress import progress
 from .. import artifact as artifacts
 from ..targets import litert
 from ..targets._protocol import target
-from ..targets.litert.quantization import File
+from ..targets.litert.flatbuffer import File
 
 OLDEST = (2, 1, 6)  # ai-edge-litert whose C functions take what profile_worker.py gives them
 WORKER = pathlib.Path(__file__).with_name("profile_worker.py")
@@ -185,7 +185,7 @@ def shortened(layer, depth):
 
 def _library():
     """(path of LiteRT's library, "package version" of it); a `ValueError` if it is too old or not there."""
-    package = litert._import("ai_edge_litert")
+    package = litert.require("ai_edge_litert")
     version = importlib.metadata.version("ai-edge-litert")
     advice = f'pip install "ai-edge-litert>={".".join(map(str, OLDEST))}"'
     if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < OLDEST:
