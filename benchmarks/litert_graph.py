@@ -75,6 +75,7 @@ def measure(folder):
     from keras_vits.edge import litert
     from keras_vits.edge.devices import host
     from keras_vits.edge.evidence.report import host_environment
+    from keras_vits.edge.targets.litert import xnnpack
     from keras_vits.graph.ir import constant
     from keras_vits.graph.rewrite import RULES, fold_norm, slice_early, split_dense
 
@@ -149,10 +150,10 @@ def measure(folder):
             files["merged_qkv"] = edge.litert.export(model, folder, name=f"{name}_merged")
         with without(fold_norm):
             files["affine_norm"] = edge.litert.export(model, folder, name=f"{name}_affine")
-        guarded = litert.WRITERS["layer_norm"]
-        litert.WRITERS["layer_norm"] = bare_norm
+        guarded = litert.HANDLERS["layer_norm"]
+        litert.HANDLERS["layer_norm"] = bare_norm
         files["bare_norm"] = edge.litert.export(model, folder, name=f"{name}_bare")
-        litert.WRITERS["layer_norm"] = guarded
+        litert.HANDLERS["layer_norm"] = guarded
         with without(slice_early):
             files["whole_last_block"] = edge.litert.export(model, folder, name=f"{name}_whole")
         with rules(dense=(*RULES["dense"], dense_as_conv)):
@@ -161,9 +162,9 @@ def measure(folder):
             files["transposed_keys"] = edge.litert.export(model, folder, name=f"{name}_keys")
         with rules(matmul=(split_heads,)):
             files["split_heads"] = edge.litert.export(model, folder, name=f"{name}_heads")
-        few, litert.FEW_CHANNELS = litert.FEW_CHANNELS, 0
+        few, xnnpack.FEW_CHANNELS = xnnpack.FEW_CHANNELS, 0
         files["patches_in_place"] = edge.litert.export(model, folder, name=f"{name}_patches")
-        litert.FEW_CHANNELS = few
+        xnnpack.FEW_CHANNELS = few
         if keras.backend.backend() == "tensorflow":
             path = pathlib.Path(folder) / f"{name}_keras.tflite"
             spec = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")

@@ -14,7 +14,7 @@ RECORD = recording.RESULTS / "quantization.json"
 MODELS = ("vit_tiny_patch16_224", "mobilevitv3_050", "efficientvit_b1")
 SEEDS = (0, 1, 2)
 CALIBRATION, TEST = 8, 8  # crops, of one photograph each
-STEPS = {  # recipe -> name -> steps of `edge.litert_quantization`; None: no calibration
+STEPS = {  # recipe -> name -> `Step`s of a `Preparation`; None: no calibration
     "static_int8": {
         "smallest and largest value": (),
         "smoothing": ("smooth",),
@@ -80,7 +80,7 @@ def measure(folder):
     from keras_vits.edge import litert
     from keras_vits.edge.evidence.report import host_environment
     from keras_vits.edge.quantize.recipes import RECIPES
-    from keras_vits.edge.targets.litert.quantization import Preparation
+    from keras_vits.edge.targets.litert.quantization.prepare import Preparation
 
     found = []
     for name in MODELS:
@@ -93,9 +93,7 @@ def measure(folder):
             for recipe, steps in STEPS.items():
                 for what, chosen in steps.items():
                     batches = None if chosen is None else [image[None] for image in images]
-                    preparation = Preparation(
-                        f32.path.read_bytes(), RECIPES[recipe], batches, litert.of_bytes, steps=chosen or ()
-                    )
+                    preparation = Preparation(f32.path.read_bytes(), RECIPES[recipe], batches, steps=chosen or ())
                     path = pathlib.Path(folder) / "tried.tflite"
                     path.write_bytes(preparation.quantized())
                     runner = litert.Runner(path)

@@ -33,7 +33,7 @@ from .. import artifact as artifacts
 from ..artifact import Artifact
 from ..targets import litert
 from ..targets._protocol import names, target
-from ..targets.litert.quantization import File
+from ..targets.litert.flatbuffer import File
 
 OLDEST = (2, 1, 6)  # ai-edge-litert whose C functions take what profile_worker.py gives them
 WORKER = pathlib.Path(__file__).with_name("profile_worker.py")
@@ -191,7 +191,7 @@ def shortened(layer: str, depth: int) -> str:
 
 def _library() -> tuple[pathlib.Path, str]:
     """(path of LiteRT's library, "package version" of it); a `ValueError` if it is too old or not there."""
-    package = litert._import("ai_edge_litert")
+    package = litert.require("ai_edge_litert")
     version = importlib.metadata.version("ai-edge-litert")
     advice = f'pip install "ai-edge-litert>={".".join(map(str, OLDEST))}"'
     if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < OLDEST:

@@ -12,6 +12,7 @@ from keras_vits.edge import coreml, keras_file, litert
 from keras_vits.edge.evidence.benchmark import benchmark
 from keras_vits.edge.evidence.report import Report, Row, report
 from keras_vits.edge.evidence.verify import verify
+from keras_vits.edge.quantize.recipes import demonstrated
 from keras_vits.edge.targets._protocol import target
 from keras_vits.models import _registry as registry
 from keras_vits.training import data, fit
@@ -19,8 +20,6 @@ from keras_vits.training import data, fit
 IMAGE_SIZE = 64  # pixels, at least: rounded up to what the model can take
 CALIBRATION = 128  # training pictures that static_int8 sees
 COREML_IMAGES = 500  # held-out pictures that the Core ML packages are checked on, at most
-LITERT_RECIPES = ("float16", "dynamic_int8", "static_int8")
-COREML_RECIPES = ("int8",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,9 +179,9 @@ def _ship(model: Any, pictures: data.Data, out: pathlib.Path) -> list[Row]:
     artifacts = [
         keras_file.export(model, out),
         float32,
-        *(litert.quantize(float32, recipe, calibration) for recipe in LITERT_RECIPES),
+        *(litert.quantize(float32, recipe, calibration) for recipe in demonstrated("litert")),
         float16,
-        *(coreml.quantize(float16, recipe) for recipe in COREML_RECIPES),
+        *(coreml.quantize(float16, recipe) for recipe in demonstrated("coreml")),
     ]
     rows = []
     for artifact in progress(artifacts, f"Verifying {model.name}"):

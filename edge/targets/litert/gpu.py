@@ -4,7 +4,9 @@ LiteRT's analyzer has a check of this kind, but the published packages are built
 one with a custom operation, compatible.
 """
 
-from . import EXTRA
+import pathlib
+
+from .packages import schema
 
 FORBIDDEN = {  # operation -> what a GPU delegate cannot do about it
     "GATHER": "it reads at computed places: a slice or a dense layer does the same",
@@ -26,7 +28,7 @@ FLOATS = ("FLOAT32", "FLOAT16", "INT8", "UINT8", "INT4", "INT32", "BOOL")  # the
 RANK = 4
 
 
-def offenders(path):
+def offenders(path: str | pathlib.Path) -> tuple[str, ...]:
     """Why a GPU would refuse the file, or parts of it.
 
     Args:
@@ -38,10 +40,7 @@ def offenders(path):
     Raises:
         ImportError: ai-edge-litert is not installed.
     """
-    try:
-        from ai_edge_litert import schema_py_generated as S  # noqa: N812 - as everywhere
-    except ImportError:
-        raise ImportError(f"Reading a .tflite file needs ai-edge-litert: {EXTRA}") from None
+    S = schema()
     names = {v: k for k, v in vars(S.BuiltinOperator).items() if isinstance(v, int)}
     types = {v: k for k, v in vars(S.TensorType).items() if isinstance(v, int)}
     with open(path, "rb") as file:
