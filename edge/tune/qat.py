@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_vits._util.keras_private import flatten_layers
 from keras_vits.graph.rewrite import is_constant, rewrite
 from keras_vits.graph.trace import trace
 from keras_vits.layers.attention import MultiHeadAttention
@@ -63,7 +64,7 @@ def qat(model, recipe, calibration=None):
     written = rewrite(traced)
     content = bytes(litert.write(written))
     file, limits = File(content), {}
-    named = {layer.path: layer for layer in model._flatten_layers()}
+    named = {layer.path: layer for layer in flatten_layers(model)}
     planned = plan(file, recipe)
     if recipe.needs_calibration:
         image = traced.inputs[0]
