@@ -78,7 +78,7 @@ def test_parameter_count(variant):
     assert count(model.non_trainable_weights) == int(row["bn_running_stats"])
 
 
-@pytest.mark.once  # the traces of the three backends are equal: edge/test_trace.py
+@pytest.mark.once  # the traces of the three backends are equal: graph/test_trace.py
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if VARIANTS[name]["gmacs_flopcounter"]], indirect=True)
 def test_multiply_adds(variant):
     """Against PyTorch's counter over timm's models."""

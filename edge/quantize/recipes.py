@@ -1,11 +1,11 @@
 """One table: recipe name -> what is quantized, to what, and whether it needs calibration. A recipe is one row.
 
 `entries` say how dense layers and convolutions compute in a file of operations (LiteRT); the Core ML recipes are
-carried out by `coreml.quantize`, those of ONNX by `onnx.quantize`. LayerNorm, softmax and GELU stay in float everywhere: islands of float keep one
-delegate partition. So do attention's matrix products but in static_int8: XNNPACK has none that dynamically quantizes
-two operands which are both computed. So do depthwise convolutions in the dynamic recipes, which XNNPACK cannot do for
-them, and a stem that pads the image, which it computes faster in float. SiLU is computed in integers where the layers
-before and after it round its ends to 8 bits anyway.
+carried out by `coreml.quantize`, those of ONNX by `onnx.quantize`. LayerNorm, softmax and GELU stay in float
+everywhere: islands of float keep one delegate partition. So do attention's matrix products but in static_int8: XNNPACK
+has none that dynamically quantizes two operands which are both computed. So do depthwise convolutions in the dynamic
+recipes, which XNNPACK cannot do for them, and a stem that pads the image, which it computes faster in float. SiLU is
+computed in integers where the layers before and after it round its ends to 8 bits anyway.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import keras
 from keras_vits import __version__, saving
 from keras_vits._util import files
 from keras_vits._util.files import writing
-from keras_vits.checkpoints.assign import initialize, set_value, values_later
+from keras_vits._util.keras_private import initialize, set_value, values_later
 from keras_vits.graph.ir import histogram
 
 from .. import artifact as artifacts

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_vits._util.keras_private import flatten_layers
 from keras_vits.graph.ir import Graph, Node, Value
 from keras_vits.graph.rewrite import is_constant, rewrite
 from keras_vits.graph.trace import trace
@@ -71,7 +72,7 @@ def qat(model: VisionModel, recipe: str, calibration: Any = None) -> VisionModel
     written = rewrite(traced)
     content = bytes(litert.write(written))
     file, limits = File(content), {}
-    named = {layer.path: layer for layer in model._flatten_layers()}
+    named = {layer.path: layer for layer in flatten_layers(model)}
     planned = plan(file, chosen)
     if chosen.needs_calibration:
         image = traced.inputs[0]

@@ -10,7 +10,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vits.checkpoints.assign import initialize, resample_positions, set_value, values_later
+from keras_vits._util.keras_private import (
+    flatten_layers,
+    hears_of_clones,
+    initialize,
+    run_operations,
+    set_value,
+    values_later,
+)
+from keras_vits.checkpoints.assign import resample_positions
 from keras_vits.heads import Classifier, Head, PooledFeatures
 from keras_vits.layers import _names as layer_names
 from keras_vits.preprocess import Preprocessing
@@ -38,6 +46,7 @@ class Feature:
     width: int
 
 
+@hears_of_clones
 class VisionModel(keras.Model):
     """Base of every family: image (B,H,W,C) -> stem -> tokens -> blocks -> pool -> head -> logits (B,K).
 
@@ -125,22 +134,14 @@ class VisionModel(keras.Model):
         )
         self.class_names = class_names
 
-    def _run_through_graph(self, inputs, operation_fn=None, call_fn=None):
-        """Tells a clone what it was made of: `keras.models.clone_model` runs the graph on symbolic tensors and passes
-        the results to a constructor with Keras' own three arguments, if a class has such a one, but no configuration.
-        A clone whose layers differ is another architecture, which Keras' plain functional model describes.
+    def _cloned(self, made, outputs):
+        """Tells a clone what it was made of: `keras.models.clone_model` passes the results to a constructor with Keras'
+        own three arguments, if a class has such a one, but no configuration. A clone whose layers differ is another
+        architecture, which Keras' plain functional model describes.
         """
-        if operation_fn is None:
-            return super()._run_through_graph(inputs, call_fn=call_fn)
-        made = {}
-        outputs = super()._run_through_graph(
-            inputs, operation_fn=lambda layer: made.setdefault(layer, operation_fn(layer)), call_fn=call_fn
-        )
-        if isinstance(outputs, keras.KerasTensor) and call_fn is None:
-            changed = (made[layer] is layer or not _alike(layer, made[layer]) for layer in made)
-            if made and not any(changed) and tuple(outputs.shape) == tuple(self.outputs[0].shape):
-                outputs._vision_model = self
-        return outputs
+        changed = (made[layer] is layer or not _alike(layer, made[layer]) for layer in made)
+        if made and not any(changed) and tuple(outputs.shape) == tuple(self.outputs[0].shape):
+            outputs._vision_model = self
 
     def _become_clone(self, model, inputs, outputs, name):
         super().__init__(inputs=inputs, outputs=outputs, name=name)
@@ -149,7 +150,7 @@ class VisionModel(keras.Model):
         self._freeze(model._frozen)
 
     def _freeze(self, frozen):
-        inside = {layer.path: layer for layer in self._flatten_layers()} if any("/" in path for path in frozen) else {}
+        inside = {layer.path: layer for layer in flatten_layers(self)} if any("/" in path for path in frozen) else {}
         for path in frozen:
             (inside[path] if path in inside else self.get_layer(path)).trainable = False
 
@@ -224,7 +225,7 @@ class VisionModel(keras.Model):
                 return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": True})
             return layer
 
-        return self._run_through_graph(self._standardize_inputs(inputs), operation_fn=operation)
+        return run_operations(self, inputs, operation)
 
     # ---------------------------------------------------------------- training
 
@@ -432,7 +433,7 @@ class VisionModel(keras.Model):
         dense = {
             layer.kernel.path.removesuffix("/kernel"): layer
             for block in self._blocks
-            for layer in self.get_layer(block)._flatten_layers()
+            for layer in flatten_layers(self.get_layer(block))
             if isinstance(layer, keras.layers.Dense)
         }
         chosen = fnmatch.filter(dense, pattern)
@@ -458,7 +459,7 @@ class VisionModel(keras.Model):
     @property
     def _lora(self):
         """The dense layers that `enable_lora` changed."""
-        return [layer for layer in self._flatten_layers() if getattr(layer, "lora_enabled", False)]
+        return [layer for layer in flatten_layers(self) if getattr(layer, "lora_enabled", False)]
 
     @property
     def _frozen(self):
@@ -468,7 +469,7 @@ class VisionModel(keras.Model):
         frozen = [layer.name for layer in self.layers if layer.weights and not layer.trainable]
         for layer in self.layers:
             if layer.trainable:
-                inside = layer._flatten_layers(include_self=False)
+                inside = flatten_layers(layer, include_self=False)
                 paths = {sub.path for sub in inside if sub.weights and not sub.trainable}
                 frozen += sorted(p for p in paths if not any(p.startswith(f"{other}/") for other in paths))
         return frozen

@@ -235,7 +235,7 @@ def write(graph, *, precision="float16", target=None, layout="default", pixels=N
     _check("layout", layout, LAYOUTS)
     names = outputs or _unique(_identifier(value.name) for value in graph.outputs)
     fused = targets[target] >= ct.target.iOS18  # attention is one operation
-    graph = neural_engine(graph) if layout == "ane" else default_layout(graph, fused)
+    graph = (neural_engine(graph) if layout == "ane" else default_layout(graph, fused)).check()
     with _lock, _silence():
         program = _Writer(graph, targets[target], pixels is not None, layout == "ane", fused).program(names)
         options = {}

@@ -14,6 +14,7 @@ import math
 import numpy as np
 
 from keras_vits.graph.ir import Graph, Node, Value, constant, make_node
+from keras_vits.graph.ops import definition
 from keras_vits.graph.rewrite import rewrite
 
 
@@ -169,13 +170,6 @@ def _joined(nodes, node):
 
 # ---------------------------------------------------------------- four axes
 
-ELEMENTWISE = frozenset(
-    "add sub mul div maximum minimum pow floor_div mod equal not_equal greater greater_equal less less_equal "
-    "logical_and logical_or logical_not where abs neg exp log sqrt rsqrt square sin cos tanh erf floor ceil round sign "
-    "sigmoid relu relu6 silu softplus hard_sigmoid hard_swish gelu elu leaky_relu clip cast dequantize".split()
-)
-ALONG = frozenset("softmax layer_norm mean sum max min prod concat slice pad tile reverse transpose".split())
-ON_MAPS = frozenset("conv2d depthwise_conv2d max_pool2d avg_pool2d space_to_depth depth_to_space resize".split())
 SPREAD = dict(begin=0, end=1, strides=1, reps=1, pads=(0, 0))  # attributes with one entry for each axis
 
 
@@ -199,10 +193,10 @@ def _tokens_of_maps(graph):
     """Values (B,N,D) between one operation on feature maps and another."""
     after, before = set(), set()
     for node in graph.nodes:
-        if node.op in ON_MAPS or after.intersection(node.inputs):
+        if definition(node.op).on_maps or after.intersection(node.inputs):
             after.update(node.outputs)
     for node in reversed(graph.nodes):
-        if node.op in ON_MAPS or before.intersection(node.outputs):
+        if definition(node.op).on_maps or before.intersection(node.outputs):
             before.update(node.inputs)
     return {value for value in after & before if len(value.shape) == 3}
 
@@ -268,8 +262,8 @@ class _Lift:
 
     def write(self, node):
         x, y = node.inputs[0], node.output
-        rank, four = len(y.shape), self.four(*node.inputs, *node.outputs)
-        if node.op in ELEMENTWISE and four:
+        rank, four, traits = len(y.shape), self.four(*node.inputs, *node.outputs), definition(node.op)
+        if traits.elementwise and four:
             inputs = [self.operand(v, rank) for v in node.inputs]
             self.values[y] = self.new(node.op, *inputs, **node.attrs)
         elif node.op == "reshape":
@@ -282,7 +276,7 @@ class _Lift:
             self.values[y] = Value(y.name, self.wide(y))
             inputs = (*(self.values[v] for v in node.inputs[:3]), node.inputs[3])
             self.nodes.append(dataclasses.replace(node, inputs=inputs, outputs=(self.values[y],)))
-        elif node.op in ALONG and four and len(x.shape) in (2, 3) and node.attrs.get("perm", (0,))[0] == 0:
+        elif traits.takes_axes and four and len(x.shape) in (2, 3) and node.attrs.get("perm", (0,))[0] == 0:
             inputs = [self.operand(v, len(x.shape)) for v in node.inputs]
             made = self.new(node.op, *inputs, **self.attributes(node.attrs, len(x.shape)))
             self.values[y] = self.reshape(made, self.wide(y))

@@ -6,22 +6,27 @@ one with a custom operation, compatible.
 
 import pathlib
 
+from keras_vits.graph.ops import OPS
+
 from .packages import schema
 
-FORBIDDEN = {  # operation -> what a GPU delegate cannot do about it
-    "GATHER": "it reads at computed places: a slice or a dense layer does the same",
-    "GATHER_ND": "it reads at computed places: a slice or a dense layer does the same",
-    "SPLIT": "slices do the same",
+BUILTINS = {  # builtin operation of a file -> the graph's operation that it computes
+    "GATHER": "gather",
+    "GATHER_ND": "gather",
+    "SELECT": "where",
+    "SELECT_V2": "where",
+    "CAST": "cast",
+    "REDUCE_PROD": "prod",
+    "TOPK_V2": "top_k",
+    "ARG_MAX": "argmax",
+}
+FORBIDDEN = {  # builtin operation -> what a GPU delegate cannot do about it
+    **{builtin: OPS[op].gpu_unfriendly for builtin, op in BUILTINS.items()},
+    "SPLIT": "slices do the same",  # these our writer does not know, but other converters' files have them
     "SPLIT_V": "slices do the same",
-    "SELECT": "a product with a mask does the same",
-    "SELECT_V2": "a product with a mask does the same",
     "BROADCAST_TO": "arithmetic broadcasts by itself",
-    "CAST": "GPUs compute in one type of float",
     "SHAPE": "shapes must be static",
     "PACK": "shapes must be static; a concat joins tensors",
-    "REDUCE_PROD": "shapes must be static",
-    "TOPK_V2": "it sorts: leave it to the application, head='softmax'",
-    "ARG_MAX": "it gives integers: leave it to the application, head='softmax'",
     "CUSTOM": "it is no builtin operation",
 }
 FLOATS = ("FLOAT32", "FLOAT16", "INT8", "UINT8", "INT4", "INT32", "BOOL")  # the GPU dequantizes; INT32: shapes and axes

@@ -39,6 +39,7 @@ def write(
     Raises:
         ValueError: an operation that LiteRT has no builtin for, named with its layer, or an output that is not there.
     """
+    graph.check()
     outputs = [*outputs, *(f"output_{i}" for i in range(len(outputs), len(graph.outputs)))]
     signatures = signatures or {"serving_default": outputs}
     for signature, names in signatures.items():

@@ -72,6 +72,7 @@ def write(graph, outputs=(), *, precision="float32", metadata=None):
         ValueError: an operation, or a type of one, that ONNX or ONNX Runtime lacks, named with its layer; or a file
             larger than 2 GiB.
     """
+    graph.check()
     outputs = [*outputs, *(f"output_{i}" for i in range(len(outputs), len(graph.outputs)))]
     size = sum(v.data.nbytes for v in graph.constants()) // (2 if precision == "float16" else 1)
     if size > LIMIT:
