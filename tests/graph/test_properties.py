@@ -153,8 +153,29 @@ def pooling(draw, b, x, i):
     return b(op, x, size=size, strides=(draw(st.integers(1, 2)),) * 2, pads=((0, 0), (0, 0)))
 
 
-STEPS = [unary, with_constant, with_constant, with_itself, reduction, transpose, transpose, reshape, slices, one_slice, joined,
-         tiled, reverse, dense, dense, norm, softmax, product, padded, convolution, pooling]  # fmt: skip
+STEPS = [
+    unary,
+    with_constant,
+    with_constant,
+    with_itself,
+    reduction,
+    transpose,
+    transpose,
+    reshape,
+    slices,
+    one_slice,
+    joined,
+    tiled,
+    reverse,
+    dense,
+    dense,
+    norm,
+    softmax,
+    product,
+    padded,
+    convolution,
+    pooling,
+]
 
 
 @few(max_examples=120)

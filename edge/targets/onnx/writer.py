@@ -7,10 +7,11 @@ delegate of ONNX Runtime accepts operations of. Its CPU, web and mobile packages
 import numpy as np
 
 from keras_vits.graph.ir import Graph
+from keras_vits.graph.ops import definition
 from keras_vits.version import __version__
 
 from .._forms import Forms, identity
-from ..coreml.layout import ELEMENTWISE, fuse_attention, join_projections
+from ..coreml.layout import fuse_attention, join_projections
 
 OPSET = 20
 IR_VERSION = 9  # of onnx 1.15, which brought opset 20
@@ -249,7 +250,7 @@ class _Writer(Forms):
             if value is not None and value.data is not None and value.dtype == "float32" and value.data.size:
                 if np.abs(value.data[np.isfinite(value.data)]).max(initial=0) > HALF_MAX:
                     return "float32"
-        if node.op in ELEMENTWISE or node.op in ARRANGING:  # what single precision holds may not fit into half
+        if definition(node.op).elementwise or node.op in ARRANGING:  # what single precision holds may not fit into half
             for value in node.inputs:
                 if value is not None and value.data is None and self.dtype(value) == "float32":
                     return "float32"
