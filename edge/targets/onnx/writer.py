@@ -8,10 +8,10 @@ import numpy as np
 
 from keras_vits.graph.ir import Graph
 from keras_vits.graph.ops import definition
+from keras_vits.graph.rewrite.attention import fuse_attention, join_projections
 from keras_vits.version import __version__
 
 from .._forms import Forms, identity
-from ..coreml.layout import fuse_attention, join_projections
 
 OPSET = 20
 IR_VERSION = 9  # of onnx 1.15, which brought opset 20
