@@ -154,27 +154,8 @@ def pooling(draw, b, x, i):
 
 
 STEPS = [
-    unary,
-    with_constant,
-    with_constant,
-    with_itself,
-    reduction,
-    transpose,
-    transpose,
-    reshape,
-    slices,
-    one_slice,
-    joined,
-    tiled,
-    reverse,
-    dense,
-    dense,
-    norm,
-    softmax,
-    product,
-    padded,
-    convolution,
-    pooling,
+    *(unary, with_constant, with_constant, with_itself, reduction, transpose, transpose, reshape, slices, one_slice),
+    *(joined, tiled, reverse, dense, dense, norm, softmax, product, padded, convolution, pooling),
 ]
 
 
