@@ -54,7 +54,7 @@ class ImageClassifier(
 ) : AutoCloseable {
     private val description = JSONObject(text("model.json"))
     private val labels = text("labels.txt").lines().dropLast(1)
-    private val head = description.getString("head") // logits, sigmoid (a single class, as it is before one), softmax or top_k
+    private val head = description.getString("head") // logits, sigmoid (of a single class), softmax or top_k
 
     private val input = description.getJSONObject("input")
     private val takesPixels = input.getString("dtype") == "uint8" // 0 to 255: the rest of the preprocessing is inside

@@ -51,7 +51,8 @@ public final class ImageClassifier {
             let cropMode: String
         }
         let file: String
-        let head: String  // logits, sigmoid (a single class, as it is before one) or softmax
+        // logits, sigmoid (of a single class) or softmax
+        let head: String
         let input: Input
         let outputs: [Output]
         let preprocessing: Preprocessing

@@ -29,7 +29,7 @@ export interface Options {
 
 interface Description {
   file: string;
-  head: 'logits' | 'sigmoid' | 'softmax' | 'top_k'; // sigmoid: a single class, as it is before one
+  head: 'logits' | 'sigmoid' | 'softmax' | 'top_k'; // sigmoid: of a single class
   input: {name: string; shape: number[]; dtype: 'float32' | 'uint8'};
   outputs: {name: string}[];
   preprocessing: {
