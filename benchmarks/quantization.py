@@ -49,14 +49,14 @@ def crops(photo, count, preprocessing, seed):
     return np.stack(found)
 
 
-def random_model(name, seed):
+def random_model(name, seed, **sizes):
     """A model with random weights whose kernels keep the signal's size, so that its logits tell images apart."""
     import keras
 
     import keras_vits
 
     keras.utils.set_random_seed(seed)
-    model, rng = keras_vits.create(name), np.random.default_rng(seed)
+    model, rng = keras_vits.create(name, **sizes), np.random.default_rng(seed)
     for w in model.weights:
         if w.path.endswith(("gamma", "moving_variance")):
             w.assign(rng.uniform(0.5, 1.5, w.shape))

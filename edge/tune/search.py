@@ -16,7 +16,7 @@ from ..artifact import Artifact
 from ..evidence.benchmark import benchmark
 from ..evidence.verify import verify
 from ..quantize.calibration import items
-from ..quantize.recipes import RECIPES, searched
+from ..quantize.recipes import checked_recipe, searched
 from ..records import Latency, Verification, ratio
 from ..targets import litert
 from .sensitivity import sensitivity
@@ -132,7 +132,7 @@ def quantize_to(
     tried: list[Trial] = []
     for recipe in progress(searched() if recipes is None else recipes, "quantizing"):
         tried.append(trial(recipe))
-        if tried[-1].drop > max_drop and RECIPES[recipe].search == "mixed":
+        if tried[-1].drop > max_drop and checked_recipe(recipe, "litert").search == "mixed":
             worst = [row.layer for row in sensitivity(f32, calibration, recipe).worst()]
             count = 1
             while tried[-1].drop > max_drop and count <= len(worst) // 2:

@@ -612,6 +612,19 @@ def test_interpreter_falls_back(monkeypatch):
     assert litert.interpreter_class() == (real, "tflite_runtime 2.14.0")
 
 
+@pytest.mark.once
+def test_to_run_a_file_imports_no_keras():
+    """Which is not in the memory that a benchmark reports."""
+    code = """
+import sys
+from keras_vits.edge.targets._protocol import target
+target("litert")
+print(sorted(sys.modules.keys() & {"keras", "jax", "tensorflow", "torch"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_missing_package_names_the_extra(monkeypatch):
     import sys
 

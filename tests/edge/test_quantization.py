@@ -13,7 +13,8 @@ import keras_vits
 from keras_vits import edge
 from keras_vits.edge import litert
 from keras_vits.edge.quantize import numerics as q
-from keras_vits.edge.quantize.recipes import RECIPES
+from keras_vits.edge.quantize import recipes
+from keras_vits.edge.quantize.recipes import RECIPES, Entry, Grid, LayerConfig, Operation, Recipe
 from keras_vits.edge.targets.litert.flatbuffer import File
 from keras_vits.edge.targets.litert.quantization import prepare
 from keras_vits.edge.targets.litert.quantization.prepare import STEPS, Preparation
@@ -290,6 +291,42 @@ def test_recipes_keep_their_promises(vit, tmp_path):
     assert checks["weight_int8"].partitions == 1 and checks["weight_int8"].sqnr_db > 35
     assert checks["static_int8_int16"].sqnr_db >= checks["static_int8"].sqnr_db
     assert all(check.sqnr_db > 25 for check in checks.values())
+
+
+@pytest.mark.parametrize("head", ["logits", "softmax"])
+def test_logits_of_a_model_that_is_not_ours_are_not_rounded(head, tmp_path):
+    """Whatever the last layer is called: 256 values for all logits would make ties of close classes."""
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Dense(16, activation="relu", name="head")(keras.layers.Flatten()(image))
+    model = keras.Model(image, keras.layers.Dense(12, name="last")(x))
+    x, classes = random(16, 8, 8, 3), {"last": "logits"}
+    f32 = edge.litert.export(model, tmp_path, kinds=classes, head=head)
+    file = File(edge.litert.quantize(f32, "static_int8", calibration=x).path.read_bytes())
+    types = {file.name(op.outputs[0]): file.main.tensors[op.outputs[0]].type for op in file.main.operators
+             if file.builtin(op) == "FULLY_CONNECTED"}  # fmt: skip
+    (hidden,) = (kind for name, kind in types.items() if name.startswith("head/"))
+    (logits,) = (kind for name, kind in types.items() if name.startswith("last/"))
+    assert (hidden, logits) == (INT8, 0)
+
+
+def test_a_recipe_is_one_row(vit, quick, tmp_path, monkeypatch):
+    """It is listed, quantizes, and is tried by the search, without another line of code."""
+    row = Recipe(
+        name="dense_only",
+        formats=("litert",),
+        description="8-bit weights in dense layers",
+        entries=(Entry(operations=(Operation.DENSE,), config=LayerConfig(weights=Grid(bits=8), integer=False)),),
+        search="whole",
+    )
+    monkeypatch.setattr(recipes, "RECIPES", {row.name: row})
+    model, x, _, f32 = vit
+    artifact = edge.litert.quantize(f32, "dense_only", folder=tmp_path)
+    dtypes = {t["name"]: t["dtype"] for t in litert.load(artifact).interpreter.get_tensor_details()}
+    assert dtypes["block_0/mlp/fc1/kernel"] is np.int8 and dtypes["stem/kernel"] is np.float32
+    choice = edge.quantize_to(model, 10, metric="agreement", dataset=x, folder=tmp_path)
+    assert [trial.recipe for trial in choice.tried] == ["dense_only"]
+    with pytest.raises(ValueError, match=r"No litert recipe 'static_int8'. There are: dense_only"):
+        edge.litert.quantize(f32, "static_int8")
 
 
 def test_float_layers(vit, tmp_path):
