@@ -39,6 +39,7 @@ docs: .venv/.test
 bench: .venv/.test
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/publish.py
 
 .venv/.demo .venv/.test: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"

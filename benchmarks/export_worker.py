@@ -15,8 +15,9 @@ import sys
 import numpy as np
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent))
-from run_worker import FIXED_SIZE, answers, import_timm, timm_model
+from run_worker import FIXED_SIZE, answers, timm_model
 from run_worker import channels_first as first_channels
+from timm_models import import_timm, randomized
 
 CALIBRATION, TEST = 8, 8  # images, crops of one photograph each
 SEED = 0
@@ -51,7 +52,7 @@ def weights(order, folder, path):
 
     timm, name, side = import_timm(), order["model"], order["image_size"]
     size = {"img_size": side} if side and name.startswith(FIXED_SIZE) else {}
-    model = randomized(timm.create_model(name, **size))
+    model = randomized(timm.create_model(name, **size), SEED)
     side = side or model.default_cfg["input_size"][-1]
     mean, std = (np.array(model.default_cfg[key], "float32") for key in ("mean", "std"))
 
@@ -66,23 +67,6 @@ def weights(order, folder, path):
     with torch.inference_mode():
         np.save(path / "expected.npy", np.concatenate([model(image[None]).numpy() for image in test]))
     return {"macs": keras_vits.count_macs(keras_vits.create(name, weights=path, image_size=side))}
-
-
-def randomized(model):
-    """A timm model with every parameter and running statistic random, of a size that keeps the signal's."""
-    import torch
-
-    generator = torch.Generator().manual_seed(SEED)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-            elif name.endswith("weight"):
-                gain = 1.3 if tensor.ndim == 4 else 1  # convolutions end in activations that shrink the signal
-                tensor.normal_(0, gain * tensor[0].numel() ** -0.5, generator=generator)
-            elif tensor.is_floating_point():
-                tensor.normal_(0, 0.2, generator=generator)
-    return model.eval()
 
 
 def images(folder, name, channels_first=False):

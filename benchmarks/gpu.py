@@ -31,7 +31,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import train
-from worker import Worker, WorkerError
+
+from keras_vits._util.process import Worker, WorkerError
 
 HERE = pathlib.Path(__file__).resolve().parent
 VARIANTS = HERE.parent / "tests" / "data" / "variants.csv"  # for the multiply-adds
@@ -82,7 +83,7 @@ class Job(train.Runner):
         own = {"KERAS_BACKEND": self.backend, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         if self.dry:
             own |= {"GPU_DRY_RUN": "1"}
-        environment = {**os.environ, **train.ENVIRONMENT, **train.ON[self.device], **own}
+        environment = {**os.environ, **train.QUIET, **train.ON[self.device], **own}
         if self.device == "gpu":
             environment["JAX_PLATFORMS"] = "cuda,cpu"  # Keras has things that it keeps on the processor
         self.worker = Worker([sys.executable, "-P", str(HERE / "gpu_worker.py")], environment)

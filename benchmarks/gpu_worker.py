@@ -31,6 +31,7 @@ import numpy as np
 
 sys.path.append(str(pathlib.Path(__file__).parent))
 import train_worker
+from timm_models import randomized
 
 PATIENCE = 12  # times that a step without memory is tried again
 WIDTH, HEADS = 768, 12  # of the attention layers alone
@@ -40,7 +41,7 @@ ATTENTIONS = r"flash|fmha|sdpa|attention|mha"
 
 
 def main():
-    reply = train_worker.benchmark_worker.answers()
+    reply = train_worker.host_worker.answers()
     with contextlib.suppress(PermissionError):  # it leads a session already
         os.setsid()  # one of its own, so that its compilers are stopped and ended with it
     order = json.loads(sys.stdin.readline())
@@ -89,9 +90,7 @@ class Frame:
             self.torch.cuda.empty_cache()
 
     def peak(self):
-        where = (
-            train_worker.PEAK_MEMORY_BYTES[self.name] if self.gpu else train_worker.benchmark_worker.peak_memory_bytes
-        )
+        where = train_worker.PEAK_MEMORY_BYTES[self.name] if self.gpu else train_worker.host_worker.peak_memory_bytes
         return where()
 
     def step_ms(self, step, warm, steps):
@@ -345,7 +344,7 @@ class Parity:
         import torch
 
         import keras_vits
-        from keras_vits import weights
+        from keras_vits.checkpoints import assign as weights
 
         changes = self.order["changes"] | ({"img_size": image_size} if model.startswith("vit_") else {})
         reference = randomized(train_worker.import_timm().create_model(model, num_classes=10, **changes))
@@ -372,23 +371,6 @@ class Parity:
             keras.backend.clear_session()
         self.frame.release()
         return {"errors": [[*key, value] for key, value in found.items()]}
-
-
-def randomized(reference):
-    """A timm model with every parameter and statistic random, none of them 0 or 1: zeros would hide differences."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in reference.state_dict().items():
-            if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-            elif name.endswith("weight"):
-                gain = 1.3 if tensor.ndim == 4 else 1  # convolutions end in activations that shrink the signal
-                tensor.normal_(0, gain * tensor[0].numel() ** -0.5, generator=generator)
-            elif tensor.is_floating_point():
-                tensor.normal_(0, 0.2, generator=generator)
-    return reference.eval()
 
 
 class Attention:

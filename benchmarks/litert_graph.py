@@ -1,20 +1,19 @@
 """What was tried on the LiteRT graph: each choice predicted, changed alone, and measured interleaved with the others.
 
-    KERAS_BACKEND=tensorflow python benchmarks/litert_graph.py    measures and writes results/litert_graph.json
+    KERAS_BACKEND=tensorflow python benchmarks/litert_graph.py    measures and records results/litert_graph.json
 
 The TensorFlow backend is needed for one row only, Keras' own exporter.
 """
 
 import contextlib
 import datetime
-import json
 import pathlib
 import tempfile
 
 import numpy as np
+import recording
 
-HERE = pathlib.Path(__file__).parent
-RECORD = HERE / "results" / "litert_graph.json"
+RECORD = recording.RESULTS / "litert_graph.json"
 MODELS = ("vit_tiny_patch16_224", "mobilevit_xxs", "mobilevitv2_050", "mixer_s32_224")
 PROCESSES = 10  # of each file, one after the other: they differ by a few percent, as do the files
 CHOICES = {  # name -> (what is different, what was predicted)
@@ -76,6 +75,7 @@ def measure(folder):
     from keras_vits.edge import litert
     from keras_vits.edge.devices import host
     from keras_vits.edge.evidence.report import host_environment
+    from keras_vits.edge.targets.litert import xnnpack
     from keras_vits.graph.ir import constant
     from keras_vits.graph.rewrite import RULES, fold_norm, slice_early, split_dense
 
@@ -150,10 +150,10 @@ def measure(folder):
             files["merged_qkv"] = edge.litert.export(model, folder, name=f"{name}_merged")
         with without(fold_norm):
             files["affine_norm"] = edge.litert.export(model, folder, name=f"{name}_affine")
-        guarded = litert.WRITERS["layer_norm"]
-        litert.WRITERS["layer_norm"] = bare_norm
+        guarded = litert.HANDLERS["layer_norm"]
+        litert.HANDLERS["layer_norm"] = bare_norm
         files["bare_norm"] = edge.litert.export(model, folder, name=f"{name}_bare")
-        litert.WRITERS["layer_norm"] = guarded
+        litert.HANDLERS["layer_norm"] = guarded
         with without(slice_early):
             files["whole_last_block"] = edge.litert.export(model, folder, name=f"{name}_whole")
         with rules(dense=(*RULES["dense"], dense_as_conv)):
@@ -162,9 +162,9 @@ def measure(folder):
             files["transposed_keys"] = edge.litert.export(model, folder, name=f"{name}_keys")
         with rules(matmul=(split_heads,)):
             files["split_heads"] = edge.litert.export(model, folder, name=f"{name}_heads")
-        few, litert.FEW_CHANNELS = litert.FEW_CHANNELS, 0
+        few, xnnpack.FEW_CHANNELS = xnnpack.FEW_CHANNELS, 0
         files["patches_in_place"] = edge.litert.export(model, folder, name=f"{name}_patches")
-        litert.FEW_CHANNELS = few
+        xnnpack.FEW_CHANNELS = few
         if keras.backend.backend() == "tensorflow":
             path = pathlib.Path(folder) / f"{name}_keras.tflite"
             spec = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")
@@ -201,37 +201,6 @@ def measure(folder):
     return {"date": datetime.date.today().isoformat(), "environment": host_environment(), "rows": found}
 
 
-def section():
-    """The part of RESULTS.md about the recorded run, as lines of Markdown."""
-    record = json.loads(RECORD.read_text())
-    environment = record["environment"]
-    lines = [
-        "## The LiteRT graph",
-        "",
-        f"Written by `benchmarks/litert_graph.py`. Recorded on {record['date']}, {environment['cpu']}, "
-        f"{environment['cores']} cores, 2 threads, random weights. Times of one model were taken in turns, each file "
-        f"in {PROCESSES} processes of its own, one after the other: compare ratios within a model.",
-        "",
-    ]
-    for name in MODELS:
-        lines += [
-            f"### {name}",
-            "",
-            "| choice | predicted | time / ours | median ms | operations | partitions | SQNR dB |",
-        ]
-        lines += ["|---|---|---:|---:|---:|---:|---:|"]
-        for row in record["rows"]:
-            if row["model"] == name:
-                what, predicted = CHOICES[row["choice"]]
-                figures = f"{row['ratio_to_ours']:.3f} | {row['median_ms']:.2f} | {row['operations']}"
-                lines.append(f"| {what} | {predicted} | {figures} | {row['partitions']} | {row['sqnr_db']:.1f} |")
-        lines.append("")
-    return lines
-
-
 if __name__ == "__main__":
-    import results
-
     with tempfile.TemporaryDirectory() as folder:
-        RECORD.write_text(json.dumps(measure(folder), indent=1) + "\n")
-    results.write()
+        recording.write_json(RECORD, measure(folder))

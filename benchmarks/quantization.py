@@ -1,22 +1,20 @@
 """What each step of the quantization brings, on crops of a photograph that calibration did not see.
 
-KERAS_BACKEND=jax python benchmarks/quantization.py    measures and writes results/quantization.json
+KERAS_BACKEND=jax python benchmarks/quantization.py    measures and records results/quantization.json
 """
 
 import datetime
-import json
 import pathlib
-import statistics
 import tempfile
 
 import numpy as np
+import recording
 
-HERE = pathlib.Path(__file__).parent
-RECORD = HERE / "results" / "quantization.json"
+RECORD = recording.RESULTS / "quantization.json"
 MODELS = ("vit_tiny_patch16_224", "mobilevitv3_050", "efficientvit_b1")
 SEEDS = (0, 1, 2)
 CALIBRATION, TEST = 8, 8  # crops, of one photograph each
-STEPS = {  # recipe -> name -> steps of `edge.litert_quantization`; None: no calibration
+STEPS = {  # recipe -> name -> `Step`s of a `Preparation`; None: no calibration
     "static_int8": {
         "smallest and largest value": (),
         "smoothing": ("smooth",),
@@ -51,14 +49,14 @@ def crops(photo, count, preprocessing, seed):
     return np.stack(found)
 
 
-def random_model(name, seed):
+def random_model(name, seed, **sizes):
     """A model with random weights whose kernels keep the signal's size, so that its logits tell images apart."""
     import keras
 
     import keras_vits
 
     keras.utils.set_random_seed(seed)
-    model, rng = keras_vits.create(name), np.random.default_rng(seed)
+    model, rng = keras_vits.create(name, **sizes), np.random.default_rng(seed)
     for w in model.weights:
         if w.path.endswith(("gamma", "moving_variance")):
             w.assign(rng.uniform(0.5, 1.5, w.shape))
@@ -82,7 +80,7 @@ def measure(folder):
     from keras_vits.edge import litert
     from keras_vits.edge.evidence.report import host_environment
     from keras_vits.edge.quantize.recipes import RECIPES
-    from keras_vits.edge.targets.litert.quantization import Preparation
+    from keras_vits.edge.targets.litert.quantization.prepare import Preparation
 
     found = []
     for name in MODELS:
@@ -95,9 +93,7 @@ def measure(folder):
             for recipe, steps in STEPS.items():
                 for what, chosen in steps.items():
                     batches = None if chosen is None else [image[None] for image in images]
-                    preparation = Preparation(
-                        f32.path.read_bytes(), RECIPES[recipe], batches, litert.of_bytes, steps=chosen or ()
-                    )
+                    preparation = Preparation(f32.path.read_bytes(), RECIPES[recipe], batches, steps=chosen or ())
                     path = pathlib.Path(folder) / "tried.tflite"
                     path.write_bytes(preparation.quantized())
                     runner = litert.Runner(path)
@@ -108,37 +104,6 @@ def measure(folder):
     return {"date": datetime.date.today().isoformat(), "environment": host_environment(), "rows": found}
 
 
-def section():
-    """The part of RESULTS.md about the recorded run, as lines of Markdown."""
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
-    partitions = max(row["partitions"] for row in record["rows"])
-    lines = [
-        "## Quantization",
-        "",
-        f"Written by `benchmarks/quantization.py`. Recorded on {record['date']}. SQNR of the logits in dB, and behind "
-        "the stroke that of their differences from their mean over the images, which is what tells images apart; the "
-        f"mean of {len(SEEDS)} models with random weights, calibrated on {CALIBRATION} crops of a photograph and "
-        f"measured on {TEST} of another. XNNPACK partitions of a file: {partitions} at most. Random weights have no "
-        "outlier channels, which smoothing is for: `tests/edge/test_quantization.py` plants them.",
-        "",
-        f"| recipe | steps | {' | '.join(MODELS)} |",
-        f"|---|---|{'---:|' * len(MODELS)}",
-    ]
-    for recipe, steps in STEPS.items():
-        for what in steps:
-            cells = []
-            for name in MODELS:
-                key = (recipe, what, name)
-                found = [r for r in record["rows"] if (r["recipe"], r["steps"], r["model"]) == key]
-                means = (statistics.mean(r[k] for r in found) for k in ("sqnr_db", "centred_db"))
-                cells.append(" / ".join(f"{mean:.1f}" for mean in means))
-            lines.append(f"| {recipe} | {what} | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
 if __name__ == "__main__":
-    import results
-
     with tempfile.TemporaryDirectory() as folder:
-        RECORD.write_text(json.dumps(measure(folder), indent=1) + "\n", encoding="utf-8")
-    results.write()
+        recording.write_json(RECORD, measure(folder))

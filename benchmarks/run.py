@@ -1,6 +1,6 @@
 """Peers on the same work, in one run: exports, checks and measures what suite.py lists.
 
-    python benchmarks/run.py                                       records results/peers.jsonl and writes RESULTS.md
+    python benchmarks/run.py                                       records results/peers.jsonl, which publish.py shows
     python benchmarks/run.py --models mixer_s16_224 --threads 2    records some rows again, and keeps the others
     python benchmarks/run.py --export-only                         makes what a run measures, and nothing else
     python benchmarks/run.py --smoke                               small images, one turn, printed but not recorded
@@ -15,7 +15,6 @@ What cannot be exported or run becomes a row with its error.
 import argparse
 import contextlib
 import datetime
-import functools
 import hashlib
 import inspect
 import json
@@ -31,20 +30,14 @@ import time
 
 import export_worker
 import numpy as np
-from suite import (
-    CONTESTANTS,
-    FILES,
-    GEMM,
-    GEMM_SIDE,
-    MODELS,
-    REFERENCE,
-    SMOKE_IMAGE_SIZE,
-    file_of,
-)
-from worker import Worker
+import recording
+from recording import ON, QUIET, commit, positive
+from suite import CONTESTANTS, FILES, GEMM_SIDE, MODELS, REFERENCE, SMOKE_IMAGE_SIZE, file_of
+
+from keras_vits._util.process import Worker
 
 HERE = pathlib.Path(__file__).resolve().parent
-RECORD = HERE / "results" / "peers.jsonl"
+RECORD = recording.RESULTS / "peers.jsonl"
 CACHE = HERE.parent / ".cache" / "bench"
 OWN_SOURCES = ("keras_vits", "edge")  # folders that the exporters of the main environment use, but for these
 OTHER_SOURCES = {
@@ -59,20 +52,14 @@ ROUND_SECONDS = 0.1  # of one contestant's turn, at least one run
 WARMUP_SECONDS, WARMUP_RUNS = 0.5, 3  # at least
 SAME_DB = 60.0  # below it, a float32 contestant does not compute timm's function
 MOST_DB = 200.0  # of outputs that are equal
-INT8_DB = 30.0  # an int8 file below it does not count for our target
-CHILD = {  # environment variables of every child: on the CPU, and its threads sleep while others work
-    "OMP_WAIT_POLICY": "passive",
-    "KMP_BLOCKTIME": "0",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
+CHILD = {  # environment variables of every child: on the CPU
+    **QUIET,
+    **ON["cpu"],
     "TF_NUM_INTEROP_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "JAX_PLATFORMS": "cpu",
-    "KERAS_TORCH_DEVICE": "cpu",
     "PYTHONWARNINGS": "ignore",
     "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "inductor"),
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # in the process itself
 }
-THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "NPROC")  # the last one is JAX'
 FIGURES = (  # of a row, null where there is none
     "median_ms",
     "p90_ms",
@@ -220,7 +207,7 @@ class Runner:
         self.gemm = contestant.role == "gemm"
         self.weights = pathlib.Path(made["weights"]["path"])
         self.turns, self.cpu_ms, self.facts = [], 0.0, {}
-        self.variables = dict.fromkeys(THREADS, str(threads)) | {"KERAS_BACKEND": contestant.backend or "numpy"}
+        self.variables = recording.threads(threads) | {"KERAS_BACKEND": contestant.backend or "numpy"}
         self.order = dict(
             loader=contestant.loader,
             path=made[file_of(name)]["path"],
@@ -278,6 +265,10 @@ class Runner:
             ms += self.worker.ask(do="run", runs=1)["ms"]
         self.runs = max(1, round(ROUND_SECONDS * 1e3 / np.median(ms)))
 
+    def has_enough(self, min_runs, min_seconds):
+        """Whether it took so many turns; how long they took is not asked."""
+        return len(self.turns) >= min_runs
+
     def measure(self):
         answer = self.worker.ask(do="run", runs=self.runs)
         self.turns.append(np.array(answer["ms"]))
@@ -311,20 +302,21 @@ def measure(model, names, made, *, image_size, threads, rounds):
         contestant -> its row's figures.
     """
     from keras_vits._util.progress import progress
+    from keras_vits.edge.devices.host import rounds as in_turns
 
     found = {name: {"size_bytes": made[file_of(name)].get("size_bytes")} for name in names}
     with contextlib.ExitStack() as stack:
-        runners, random = {}, np.random.default_rng(0)
+        runners, random = [], np.random.default_rng(0)
 
-        def each(step, description=None):
-            """Takes a step with every contestant; who fails leaves the error, and no longer takes part."""
-            # Turns are taken in another order each time: what ran before leaves the processor in its state.
-            for name in progress(list(runners), description) if description else random.permutation(list(runners)):
+        def each(step, chosen):
+            """Takes a step with contestants; who fails leaves the error, and no longer takes part."""
+            for runner in chosen:
                 try:
-                    step(runners[name])
+                    step(runner)
                 except ValueError as e:
-                    found[name]["error"] = str(e)
-                    runners.pop(name).__exit__()
+                    found[runner.name]["error"] = str(e)
+                    runners.remove(runner)
+                    runner.__exit__()
 
         for name in names:
             if error := made[file_of(name)].get("error"):
@@ -335,24 +327,26 @@ def measure(model, names, made, *, image_size, threads, rounds):
             except ValueError as e:
                 found[name]["error"] = str(e)
                 continue
-            runners[name] = stack.enter_context(Runner(name, model, image_size, made, threads))
+            runners.append(stack.enter_context(Runner(name, model, image_size, made, threads)))
         what = f"{model}, {threads} threads"
-        each(Runner.ready, f"{what}, importing")
-        each(Runner.load, f"{what}, loading")
-        each(Runner.check, f"{what}, checking")
-        each(Runner.warm_up, f"{what}, warming up")
-        for i in progress(range(rounds), f"{what}, measuring"):
+        each(Runner.ready, progress(runners[:], f"{what}, importing"))
+        each(Runner.load, progress(runners[:], f"{what}, loading"))
+        each(Runner.check, progress(runners[:], f"{what}, checking"))
+        each(Runner.warm_up, progress(runners[:], f"{what}, warming up"))
+        orders = in_turns(runners, rounds, 0, random)
+        for i, order in enumerate(progress(orders, f"{what}, measuring", rounds)):
             if i and i * PROCESSES // rounds > (i - 1) * PROCESSES // rounds:
-                each(Runner.restart)
-            each(Runner.measure)
-        for name, runner in runners.items():
-            found[name] |= runner.figures(runners.get(REFERENCE), made["weights"]["macs"])
+                each(Runner.restart, runners[:])
+            each(Runner.measure, [runners[j] for j in order if j < len(runners)])
+        reference = next((runner for runner in runners if runner.name == REFERENCE), None)
+        for runner in runners:
+            found[runner.name] |= runner.figures(reference, made["weights"]["macs"])
     return found
 
 
 def rows(model, found, **common):
     """The rows of one `measure`, as they are recorded."""
-    from keras_vits.edge.records import cpu_name
+    from keras_vits.edge.devices._common import cpu_name
 
     device, commit_, date = cpu_name(), commit(), datetime.date.today().isoformat()
     return [
@@ -374,166 +368,24 @@ def rows(model, found, **common):
     ]
 
 
-@functools.cache  # as it was before anything is recorded
-def commit():
-    """The commit of the working tree, with "-dirty" where files differ from it; None outside a clone."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*"]
-    with contextlib.suppress(OSError):
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
-
-
-# ---------------------------------------------------------------- record and show
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+# ---------------------------------------------------------------- record
 
 
 def record(path, new):
     """Puts rows in the place of those of the same model, contestant and threads."""
-    from keras_vits._util.files import writing
-
     key = lambda row: (row["model"], row["threads"], row["contestant"])
-    merged = {key(row): row for row in [*read(path), *new]}
+    merged = {key(row): row for row in [*recording.read(path), *new]}
     order = lambda k: (MODELS.index(k[0]), k[1], list(CONTESTANTS).index(k[2]))
-    with writing(path) as temporary:
-        temporary.write_text("".join(json.dumps(merged[k]) + "\n" for k in sorted(merged, key=order)), encoding="utf-8")
+    recording.write(path, (merged[k] for k in sorted(merged, key=order)))
 
 
-def verdicts(rows, threads=2):
-    """What the recorded rows say about our targets.
-
-    Args:
-        rows: recorded ones.
-        threads: that the targets are about.
-
-    Returns:
-        model -> {float32, best_float32, int8, best_int8, int8_to_peer, best_peer_int8}: our median time over that of
-        the fastest float32 peer and its name; our fastest int8 file of 30 dB or more, over our float32, and its name;
-        the same over the fastest int8 peer, and its name. None where there is no such row.
-    """
-    found = {}
-    for model in MODELS:
-        these = [r for r in rows if (r["model"], r["threads"]) == (model, threads) and r["ratio"]]
-
-        def best(role, is_int8, least_db=-math.inf, these=these):
-            fit = [
-                r
-                for r in these
-                if CONTESTANTS[r["contestant"]].role == role
-                and (r["recipe"] != "float32") == is_int8
-                and r["sqnr_db"] >= least_db
-            ]
-            return min(fit, key=lambda r: r["ratio"], default=None)
-
-        peer, int8, peer_int8 = best("peer", False), best("ours", True, INT8_DB), best("peer", True)
-        if these:
-            found[model] = {
-                "float32": peer and 1 / peer["ratio"],
-                "best_float32": peer and peer["contestant"],
-                "int8": int8 and int8["ratio"],
-                "best_int8": int8 and int8["contestant"],
-                "int8_to_peer": int8 and peer_int8 and int8["ratio"] / peer_int8["ratio"],
-                "best_peer_int8": peer_int8 and peer_int8["contestant"],
-            }
-    return found
+def said(row):
+    """A row as a line, for who waits."""
+    figures = f"failed: {row['error']}" if row["error"] else f"{row['median_ms']:.2f} ms"
+    return f"{row['model']}, {row['threads']} threads, {CONTESTANTS[row['contestant']].label}: {figures}"
 
 
-METHOD = (
-    "Every contestant has the same network with the same random weights and, before it is timed, is compared with "
-    "timm's float32 outputs on crops of a photograph: SQNR. Batch 1. Each has a process of its own, a LiteRT file "
-    f"{PROCESSES} one after the other, and they ran in turns of about 0.1 s. Times are medians over ours in float32, "
-    "with the quartiles of the turns in parentheses; less is faster. Our int8 files and static int8 are calibrated on "
-    "the same 8 crops of another photograph. Memory is the peak of the process, and in parentheses what was there "
-    "before the file was loaded: Python and the runtime's package. GFLOP/s are two for each multiply-add of the "
-    "network, and in parentheses what part they are of one large product of matrices in LiteRT, float32 or dynamic "
-    "int8, in the same turns. PyTorch and Keras compile at the first image, which is not in their time to load."
-)
-TARGETS = {  # figure of `verdicts` -> (at most, in words)
-    "float32": (0.9, "float32 / fastest float32 peer"),
-    "int8": (0.4, "fastest int8 of 30 dB or more / our float32"),
-    "int8_to_peer": (0.7, "the same / fastest int8 peer"),
-}
-FAST, FAST_MODELS = 0.8, 3  # float32 is to be at most so much of the best peer on so many models
-
-
-def section():
-    """The part of RESULTS.md about the recorded run, as lines of Markdown."""
-    found = read(RECORD)
-    if not found:
-        return []
-    lines = ["## Side by side with the peers", "", f"Written by `benchmarks/run.py`. {METHOD}", "", *targets(found)]
-    for model in MODELS:
-        lines += table([row for row in found if row["model"] == model])
-    return lines
-
-
-def targets(found):
-    """What was to be reached, and what was, as lines of Markdown."""
-    ours = verdicts(found)
-    lines = [
-        "### Targets, 2 threads",
-        "",
-        f"| model | {' | '.join(f'{words}: at most {most}' for most, words in TARGETS.values())} |",
-        f"|---|{'---|' * len(TARGETS)}",
-    ]
-    for model, verdict in ours.items():
-        cells = []
-        for key, (most, _) in TARGETS.items():
-            value = verdict[key]
-            peer = {"float32": "best_float32", "int8": "best_int8", "int8_to_peer": "best_peer_int8"}[key]
-            met = "" if value is None else f"{value:.2f}, {'met' if value <= most else 'missed'}"
-            cells.append(f"{met} ({CONTESTANTS[verdict[peer]].label})" if met else "no such row")
-        lines.append(f"| {model} | {' | '.join(cells)} |")
-    fast = sum(verdict["float32"] is not None and verdict["float32"] <= FAST for verdict in ours.values())
-    words = "met" if fast >= FAST_MODELS else "missed"
-    return [*lines, "", f"At most {FAST} of the fastest float32 peer on {fast} models of {FAST_MODELS}: {words}.", ""]
-
-
-def table(found):
-    """The rows of one model, as lines of Markdown."""
-    if not found:
-        return []
-    threads = sorted({row["threads"] for row in found})
-    runs = {(row["date"], row["device"], row["commit"], row["command"]) for row in found}
-    recorded = [f"{date}, {device}, commit {commit}, `{command}`" for date, device, commit, command in sorted(runs)]
-    times = "".join(f" {n} thread{'s' if n > 1 else ''}: time / ours | ms |" for n in threads)
-    lines = [
-        f"### {found[0]['model']}",
-        "",
-        f"Recorded on {'; and on '.join(recorded)}. Size, memory, load time and rate with {threads[-1]} threads.",
-        "",
-        f"| contestant | version |{times} SQNR dB | file MB | memory MB | load ms | GFLOP/s |",
-        f"|---|---|{'---:|---:|' * len(threads)}---:|---:|---:|---:|---:|",
-    ]
-    known = {(row["contestant"], row["threads"]): row for row in found}
-    for name in dict.fromkeys(row["contestant"] for row in found):
-        rows = [known.get((name, n)) for n in threads]
-        row = next(row for row in reversed(rows) if row)
-        start = f"| {CONTESTANTS[name].label} | {version(row)} |"
-        if row["error"]:
-            lines.append(f"{start}{' |' * (2 * len(threads))} | | | | failed: {row['error'].replace('|', '/')} |")
-            continue
-        roof = known.get((GEMM[row["recipe"]], row["threads"]))
-        part = f" ({row['gflops'] / roof['gflops']:.0%})" if roof and roof["gflops"] else ""
-        memory = f"{row['peak_memory_bytes'] / 1e6:.0f} ({row['baseline_memory_bytes'] / 1e6:.0f})"
-        cells = [speed(r) for r in rows]
-        cells += ["" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}", f"{row['size_bytes'] / 1e6:.1f}", memory]
-        cells += [f"{row['load_ms']:.0f}", f"{row['gflops']:.0f}{part}"]
-        lines.append(f"{start} {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def speed(row):
-    """Two cells: time over ours, and milliseconds."""
-    if row is None or row["median_ms"] is None:
-        return " | "
-    ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['ratio_q1']:.2f} to {row['ratio_q3']:.2f})"
-    return f"{ratio} | {row['median_ms']:.2f}"
-
-
-def version(row):
-    return f"{row['runtime']} {row['runtime_version']}" if row["runtime"] else ""
+# ---------------------------------------------------------------- command line
 
 
 def parsed(arguments=None):
@@ -560,12 +412,6 @@ def parsed(arguments=None):
     return found
 
 
-def positive(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer; received {text}")
-    return int(text)
-
-
 def main(arguments=None):
     options = parsed(arguments)
     os.environ.setdefault("KERAS_BACKEND", "numpy")  # of this process, which computes nothing: the quickest to import
@@ -585,11 +431,7 @@ def main(arguments=None):
             done += rows(model, found, threads=threads, command=options.command)
             if target:  # a group at a time, so that an interrupt loses one only
                 record(target, done)
-        print("\n".join(table(done)))
-    if target == RECORD and not options.export_only:
-        import results
-
-        results.write()
+        print("\n".join(map(said, done)))
 
 
 if __name__ == "__main__":

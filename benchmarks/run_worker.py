@@ -8,7 +8,6 @@
 It runs in the environment of its runtime, and imports nothing of keras_vits that it does not need.
 """
 
-import functools
 import importlib.metadata
 import json
 import pathlib
@@ -19,11 +18,10 @@ import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path += map(str, (HERE, HERE.parent))
-import train_worker  # noqa: E402
+from timm_models import import_timm  # noqa: E402
 
 from keras_vits.edge.devices.host_worker import answers, peak_memory_bytes  # noqa: E402
 
-import_timm = functools.cache(train_worker.import_timm)  # it can be done once
 FIXED_SIZE = ("vit_", "mixer_")  # of images: timm's other models take any, as they come
 
 

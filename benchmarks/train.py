@@ -20,7 +20,6 @@ multiplies two large matrices in its turns: the fastest of these is what the mac
 import argparse
 import contextlib
 import datetime
-import json
 import os
 import pathlib
 import shlex
@@ -30,12 +29,14 @@ import subprocess
 import sys
 
 import numpy as np
+import recording
 import train_worker
-from run import commit
-from worker import Worker, WorkerError
+from recording import ON, QUIET, commit, positive
+
+from keras_vits._util.process import Worker, WorkerError
 
 HERE = pathlib.Path(__file__).parent
-RECORD = HERE / "results" / "train.jsonl"
+RECORD = recording.RESULTS / "train.jsonl"
 MODELS = {  # name -> (side of the images in pixels, batch that keeps a GPU busy while all runners fit into its memory)
     "vit_tiny_patch16_224": (224, 256),
     "mobilevit_s": (256, 64),
@@ -78,23 +79,6 @@ GEMM = {"cpu": 2048, "gpu": 8192}  # rows and columns of the matrices
 ROUND_SECONDS = 0.3  # of one runner's turn, at least one step
 WARMUP_STEPS = 3, 10  # at least and at most
 STEADY = 1.5  # a step is compiled when it takes at most so many times the fastest one
-ENVIRONMENT = {  # of every child; their threads sleep while others work
-    "OMP_WAIT_POLICY": "passive",
-    "KMP_BLOCKTIME": "0",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
-ON = {  # of a child on this device
-    "cpu": {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "KERAS_TORCH_DEVICE": "cpu"},
-    "gpu": {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"},
-}
-METHOD = (
-    "Every runner has the same network with random weights, and a process of its own; they took their steps in turns. "
-    "Ratios are to timm's speed without compilation, more is faster: the median over the turns, and the quartiles. "
-    "A training step is forward, cross entropy, backward and AdamW. Memory is the process' peak on a CPU, Python and "
-    "libraries and compiler included, and the allocator's on a GPU. The first step is the first of training, "
-    "compilation included. GFLOP/s are two for each multiply-add of the network, three times that in training; of GEMM "
-    "is their share of the rate of one large matrix product measured in the same turns."
-)
 
 
 # ---------------------------------------------------------------- measure
@@ -115,9 +99,8 @@ class Runner:
         self.first_step_ms, self.peak_memory_bytes, self.facts, self.error = {}, {}, {}, None
 
     def __enter__(self):
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "NPROC"), str(self.threads))  # NPROC: JAX
         virtual = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"} if self.devices > 1 else {}
-        environment = {**os.environ, **ENVIRONMENT, **ON[self.device], **threads, **virtual}
+        environment = {**os.environ, **QUIET, **ON[self.device], **recording.threads(self.threads), **virtual}
         environment["KERAS_BACKEND"] = self.backend
         self.worker = Worker([sys.executable, "-P", str(HERE / "train_worker.py")], environment)
         try:
@@ -140,6 +123,7 @@ class Runner:
     def warm_up(self, mode):
         """Takes steps until they are compiled; returns how many make a turn."""
         (at_least, at_most), ms = WARMUP_STEPS, []
+        self.mode = mode
         while len(ms) < at_least or (len(ms) < at_most and ms[-1] > STEADY * min(ms)):
             if not (answer := self.ask(mode=mode, steps=1)):
                 return 0
@@ -154,8 +138,9 @@ class Runner:
         else:
             self.ms[mode].clear()
 
-    def seconds(self, mode):
-        return sum(ms.sum() for ms in self.ms[mode]) / 1e3
+    def has_enough(self, min_runs, min_seconds):
+        """Whether its turns in the mode that it was warmed up for took so long; or it is asked nothing more."""
+        return bool(self.error) or sum(ms.sum() for ms in self.ms[self.mode]) / 1e3 >= min_seconds
 
 
 def measure(runners, *, modes=MODES, seconds):
@@ -167,6 +152,7 @@ def measure(runners, *, modes=MODES, seconds):
         seconds: that each runner is measured for, in each mode.
     """
     from keras_vits._util.progress import progress
+    from keras_vits.edge.devices.host import rounds
 
     model, random = runners[0].model, np.random.default_rng(0)
     with contextlib.ExitStack() as stack:
@@ -177,12 +163,11 @@ def measure(runners, *, modes=MODES, seconds):
         for mode in (*modes, "gemm"):
             well = [child for child in children if not child.error]
             wanted = min(seconds, 1) if mode == "gemm" else seconds
-            turns = {child: child.warm_up(mode) for child in progress(well, f"{model} {mode}, compiling")}
-            while well := [child for child in well if not child.error]:
-                if all(child.seconds(mode) >= wanted for child in well):
-                    break
-                for child in random.permutation(well):  # what ran before leaves the processor in its state
-                    child.measure(mode, turns[child])
+            turns = [child.warm_up(mode) for child in progress(well, f"{model} {mode}, compiling")]
+            for order in rounds(well, 0, wanted, random):
+                for i in order:
+                    if not well[i].error:
+                        well[i].measure(mode, turns[i])
     gemm = [np.median(np.concatenate(child.ms["gemm"])) for child in children if child.ms["gemm"]]
     gemm = 2e3 * GEMM[runners[0].device] ** 3 / min(gemm) if gemm else None
     macs = count_macs(model, runners[0].order["image_size"])
@@ -307,187 +292,6 @@ def attention_row(name, tokens, batch, seconds, exponent, backend, facts):
     }
 
 
-def gpus():
-    """Names of the GPUs."""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-
-
-# ---------------------------------------------------------------- record
-
-
-FIELDS = (
-    "benchmark part model runner backend runtime runtime_version library library_version mode batch tokens devices "
-    "threads device dtype date commit command parameters steps median_ms images_per_second first_step_s "
-    "peak_memory_bytes ratio ratio_q1 ratio_q3 flops_per_second gemm_flops_per_second exponent error"
-).split()  # of a row of train.jsonl; null where it is not known
-
-
-def rows():
-    """The recorded rows, as dictionaries; none where there is no record."""
-    return [json.loads(line) for line in RECORD.read_text(encoding="utf-8").splitlines()] if RECORD.exists() else []
-
-
-def record(new):
-    """Puts rows into the record, in place of those of their part, model and device."""
-    from keras_vits._util.files import writing
-
-    group = lambda row: (row["part"], row["model"], row["device"])
-    replaced = {group(row) for row in new}
-    kept = [row for row in rows() if group(row) not in replaced]
-    names = [*PARTS], [ATTENTION, *MODELS]
-    order = lambda row: (names[0].index(row["part"]), row["device"], names[1].index(row["model"]))  # and as measured
-    with writing(RECORD) as temporary:
-        lines = (json.dumps({key: row.get(key) for key in FIELDS}) for row in sorted([*kept, *new], key=order))
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def circumstances(options):
-    """What all rows of a run have in common."""
-    from keras_vits.edge.records import cpu_name
-
-    gpu = options.device == "gpu"
-    return {
-        "benchmark": "train",
-        "threads": options.threads,
-        "device": gpus()[0] if gpu else f"{cpu_name()}, {os.cpu_count()} cores",
-        "dtype": "bfloat16" if gpu else "float32",
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "command": shlex.join(["python", "benchmarks/train.py", *sys.argv[1:]]),
-    }
-
-
-# ---------------------------------------------------------------- show
-
-
-def section():
-    """The part of RESULTS.md about the recorded rows, as lines of Markdown."""
-    recorded = rows()
-    lines = ["## Training and inference", "", "Written by `benchmarks/train.py`. " + METHOD, ""]
-    if not any(map(on_gpu, recorded)):
-        lines += ["No GPU was at hand when these were recorded: every figure is of a CPU.", ""]
-    return lines + tables(recorded)
-
-
-def tables(rows):
-    lines = []
-    for (part, _, _), found in grouped(rows, "part", "device", "model").items():
-        lines += [f"### {title(found)}", "", made_with(found), "", *TABLES[part](found), ""]
-    return lines
-
-
-def title(rows):
-    """The heading above the rows of one part, model and device."""
-    where = f", {rows[0]['device']}" if on_gpu(rows[0]) else ""
-    return TITLES[rows[0]["part"]].format(model=rows[0]["model"]) + where
-
-
-def on_gpu(row):
-    return row["dtype"] == "bfloat16"
-
-
-def grouped(rows, *keys):
-    """Values of the keys -> rows that have them, in the order of the rows."""
-    found = {}
-    for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return found
-
-
-def made_with(rows):
-    """When, where and with what rows of one run were recorded, as a sentence."""
-    one = rows[0]
-    versions = {row["library"]: row["library_version"] for row in rows} | {
-        row["runtime"]: row["runtime_version"] for row in rows
-    }
-    facts = [f"{one['device']}, {one['threads']} threads", one["dtype"]]
-    facts += [f"batch {one['batch']}"] if len({row["batch"] for row in rows}) == 1 else []
-    parameters = {row["parameters"] for row in rows} - {None}
-    facts += [f"{parameters.pop():,} parameters"] if len(parameters) == 1 else []
-    facts.append(", ".join(f"{name} {version}" for name, version in versions.items() if version))
-    return f"Recorded on {one['date']} at commit {one['commit']} by `{one['command']}`: {'; '.join(facts)}."
-
-
-def speed_table(rows):
-    gemm = any(row["gemm_flops_per_second"] for row in rows)
-    lines = [
-        "| runner | train images/s | / timm | infer images/s | / timm | train MB | infer MB | first step s "
-        f"| train GFLOP/s |{' of GEMM |' * gemm}",
-        f"|---|{'---:|' * (8 + gemm)}",
-    ]
-    for (name,), found in grouped(rows, "runner").items():
-        train, infer = (next(row for row in found if row["mode"] == mode) for mode in ("train", "infer"))
-        speeds = [cell for row in (train, infer) for cell in (number(row["images_per_second"], ".1f"), spread(row))]
-        cells = [name, *speeds, megabytes(train), megabytes(infer), number(train["first_step_s"], ".1f")]
-        lines.append(f"| {' | '.join([*cells, *rate(train)[: 1 + gemm]])} |")
-    return lines + failures(rows)
-
-
-def tokens_table(rows):
-    alone = rows[0]["model"] == ATTENTION
-    sizes = sorted({row["tokens"] for row in rows})
-    smallest = fitted_from(sizes) if alone else sizes[0]
-    lines = [
-        f"Milliseconds for one {'sample' if alone else 'image'} of N tokens, and the exponent p of time ~ N^p from "
-        f"N = {smallest:,} on. "
-        + (
-            f"The layers alone, of width {train_worker.WIDTH} and with {train_worker.HEADS} heads."
-            if alone
-            else f"Tokens are counted in squares of {PATCH} pixels."
-        ),
-        "",
-        f"| {'attention' if alone else 'runner'} | {' | '.join(f'N = {n:,}' for n in sizes)} | p |",
-        f"|---|{'---:|' * (len(sizes) + 1)}",
-    ]
-    for (name,), found in grouped(rows, "runner").items():
-        ms = {row["tokens"]: 1e3 / row["images_per_second"] for row in found if row["images_per_second"]}
-        p = found[0]["exponent"]  # of the rounds, where they went through all sizes
-        if p is None and len(ms) > 1:
-            p = exponent({n: [t] for n, t in ms.items()}, smallest)
-        lines.append(f"| {' | '.join([name, *(number(ms.get(n), '.2f') for n in sizes), number(p, '.2f')])} |")
-    return lines + failures(rows)
-
-
-def batch_table(rows):
-    sizes = sorted({row["batch"] for row in rows})
-    lines = [
-        "Images per second, and behind the stroke the peak memory in MB.",
-        "",
-        f"| runner | | {' | '.join(f'batch {n}' for n in sizes)} |",
-        f"|---|---|{'---:|' * len(sizes)}",
-    ]
-    for (name, mode), found in grouped(rows, "runner", "mode").items():
-        cells = {row["batch"]: f"{row['images_per_second']:.1f} / {megabytes(row)}" for row in found if known(row)}
-        lines.append(f"| {' | '.join([name, mode, *(cells.get(n, '') for n in sizes)])} |")
-    return lines + failures(rows)
-
-
-def devices_table(rows):
-    virtual = "The devices are virtual, parts of one processor: the ratios to one of them show what sharing costs."
-    lines = [
-        "One batch, shared among the devices. " + ("Ratios are to one device." if on_gpu(rows[0]) else virtual),
-        "",
-        "| devices | | images/s | / one | MB | first step s |",
-        "|---:|---|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        cells = [
-            number(row["images_per_second"], ".1f"),
-            spread(row),
-            megabytes(row),
-            number(row["first_step_s"], ".1f"),
-        ]
-        lines.append(f"| {row['devices']} | {row['mode']} | {' | '.join(cells)} |")
-    return lines + failures(rows)
-
-
-def failures(rows):
-    """What did not run, and its error, as a list."""
-    said = dict.fromkeys(f"- {row['runner']}, {row['mode']}, failed: {row['error']}" for row in rows if row["error"])
-    return ["", *said] if said else []
-
-
 def exponent(times, smallest):
     """Median over the rounds of the slope of log(time) against log(N), from N = `smallest` on.
 
@@ -504,35 +308,46 @@ def fitted_from(sizes):
     return min([n for n in sizes if n >= LAYER_FIT] or sizes)
 
 
-def known(row):
-    return row["images_per_second"] is not None
+def gpus():
+    """Names of the GPUs."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def number(value, spec):
-    return "" if value is None else format(value, spec)
+# ---------------------------------------------------------------- record
 
 
-def megabytes(row):
-    return "" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 1e6:.0f}"
+FIELDS = (
+    "benchmark part model runner backend runtime runtime_version library library_version mode batch tokens devices "
+    "threads device dtype date commit command parameters steps median_ms images_per_second first_step_s "
+    "peak_memory_bytes ratio ratio_q1 ratio_q3 flops_per_second gemm_flops_per_second exponent error"
+).split()  # of a row of train.jsonl; null where it is not known
 
 
-def spread(row):
-    return "" if row["ratio"] is None else f"{row['ratio']:.2f} ({row['ratio_q1']:.2f} to {row['ratio_q3']:.2f})"
+def record(new):
+    """Puts rows into the record, in place of those of their part, model and device."""
+    group = lambda row: (row["part"], row["model"], row["device"])
+    replaced = {group(row) for row in new}
+    kept = [row for row in recording.read(RECORD) if group(row) not in replaced]
+    names = [*PARTS], [ATTENTION, *MODELS]
+    order = lambda row: (names[0].index(row["part"]), row["device"], names[1].index(row["model"]))  # and as measured
+    recording.write(RECORD, ({key: row.get(key) for key in FIELDS} for row in sorted([*kept, *new], key=order)))
 
 
-def rate(row):
-    """GFLOP/s, and how much of the GEMM's they are."""
-    found, gemm = row["flops_per_second"], row["gemm_flops_per_second"]
-    return number(found and found / 1e9, ".1f"), f"{found / gemm:.0%}" if found and gemm else ""
+def circumstances(options):
+    """What all rows of a run have in common."""
+    from keras_vits.edge.devices._common import cpu_name
 
-
-TITLES = {
-    "speed": "Speed of {model}",
-    "tokens": "Tokens: {model}",
-    "batch": "Batch size: {model}",
-    "devices": "Devices: {model}",
-}
-TABLES = {"speed": speed_table, "tokens": tokens_table, "batch": batch_table, "devices": devices_table}
+    gpu = options.device == "gpu"
+    return {
+        "benchmark": "train",
+        "threads": options.threads,
+        "device": gpus()[0] if gpu else f"{cpu_name()}, {os.cpu_count()} cores",
+        "dtype": "bfloat16" if gpu else "float32",
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "command": shlex.join(["python", "benchmarks/train.py", *sys.argv[1:]]),
+    }
 
 
 # ---------------------------------------------------------------- command line
@@ -558,12 +373,6 @@ def parsed(arguments=None):
     return found
 
 
-def positive(text):
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer; received {text}")
-    return value
-
-
 def main():
     options = parsed()
     os.environ["KERAS_BACKEND"] = "numpy"  # of this process, which computes nothing: the quickest to import
@@ -574,13 +383,16 @@ def main():
             found = [
                 dict.fromkeys(FIELDS) | common | {"part": part} | row for row in measure_part(part, model, options)
             ]
-            print("\n".join(tables(found)), flush=True)
+            print("\n".join(map(said, found)), flush=True)
             if not options.smoke:  # a model at a time, so that an interrupt loses one only
                 record(found)
-    if not options.smoke:
-        import results
 
-        results.write()
+
+def said(row):
+    """A row as a line, for who waits."""
+    what = [row["part"], row["model"], row["runner"], row["mode"], f"batch {row['batch']}", f"{row['tokens']} tokens"]
+    figures = f"failed: {row['error']}" if row["error"] else f"{row['images_per_second']:.1f} images/s"
+    return f"{', '.join(filter(None, what))}: {figures}"
 
 
 if __name__ == "__main__":

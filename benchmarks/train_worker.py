@@ -9,7 +9,6 @@ A step begins with its batch on the device and ends when its result is in numpy:
 """
 
 import importlib
-import importlib.util
 import json
 import math
 import pathlib
@@ -18,8 +17,11 @@ import time
 
 import numpy as np
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-from keras_vits.edge.devices import host_worker
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path += map(str, (HERE, HERE.parent))
+from timm_models import import_timm  # noqa: E402
+
+from keras_vits.edge.devices import host_worker  # noqa: E402
 
 CLASSES = 1000
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05  # of AdamW
@@ -164,21 +166,6 @@ def keras_hub_model(name, shape):
     from keras_hub import models
 
     return models.ViTImageClassifier(models.ViTBackbone(shape, **KERAS_HUB[name]), CLASSES, head_dtype="float32")
-
-
-def import_timm():
-    """timm, also where torchvision's compiled part is for another PyTorch: of its operators, a name is enough."""
-    import torch
-
-    try:
-        torch.ops.load_library(pathlib.Path(importlib.util.find_spec("torchvision").origin).with_name("_C.so"))
-    except OSError:
-        import_timm.library = torch.library.Library("torchvision", "DEF")  # kept, or its operators go
-        for name in ("nms", "qnms"):
-            import_timm.library.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
-    import timm
-
-    return timm
 
 
 def layer_batch(name, tokens, longest_softmax=LONGEST_SOFTMAX):

@@ -2,12 +2,13 @@
 
 A line `<!-- public: keras_vits.layers -->` becomes the reference of every name that the package exports, except those
 that the page names itself. `<!-- readme: recipes -->` becomes the README's table of this name, `<!-- help -->` the help
-of every verb of the command line.
+of every verb of the command line. `<!-- table: operations -->` is a table of tools/product_tables.py.
 """
 
 import ast
 import pathlib
 import re
+import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 PLACES = {  # a package whose public names are in the reference -> the file that lists them
@@ -52,6 +53,7 @@ def on_page_markdown(markdown, page, config, files):
 
     markdown = re.sub(r"^<!-- public: ([\w.]+) -->$", public, markdown, flags=re.MULTILINE)
     markdown = re.sub(r"^<!-- readme: (\w+) -->$", readme, markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^<!-- table: (\w+) -->$", table, markdown, flags=re.MULTILINE)
     return markdown.replace("<!-- help -->", help_texts()) if "<!-- help -->" in markdown else markdown
 
 
@@ -60,6 +62,17 @@ def readme(match):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = text.split(f"<!-- {match[1]} -->\n")[1].split(f"<!-- /{match[1]} -->")[0]
     return re.sub(r"\[([^]]+)\]\((?!https?:)([^)]+)\)", r"\1 (`\2`)", block)
+
+
+def table(match):
+    """A table of what the package has."""
+    for folder in ("tools", "benchmarks"):
+        if str(ROOT / folder) not in sys.path:
+            sys.path.append(str(ROOT / folder))
+    import product_tables
+
+    lines = product_tables.TABLES[match[1]]()
+    return lines if isinstance(lines, str) else "\n".join(lines)
 
 
 def help_texts():

@@ -27,8 +27,8 @@ class Artifact:
         size_bytes: of the file, or of all files in the folder.
         tools: name -> version of what wrote it, and under "backend" the Keras backend it was traced on.
         operations: number of primitive operations in the graph, (before, after) `rewrite`, or `None`.
-        trained_for: ranges of activations of a float file whose model was fine-tuned for a static recipe (`edge.qat`);
-            quantizing takes them instead of calibration images. {} otherwise.
+        trained_for: fields of a `litert.quantization.prepare.Choice`, of a float file whose model was fine-tuned for a
+            static recipe: what that takes instead of calibration images. {} otherwise.
     """
 
     path: pathlib.Path

@@ -1,16 +1,15 @@
 """What is measured of an artifact: records, and what goes wrong on a device."""
 
-import contextlib
+from __future__ import annotations
+
 import dataclasses
 import math
 import pathlib
-import platform
-import subprocess
-import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from . import artifact as artifact_files
 from .artifact import Artifact
 
 
@@ -21,9 +20,9 @@ class DeviceError(ValueError):
         results: the `Latency` records that were complete by then.
     """
 
-    def __init__(self, message, results=()):
+    def __init__(self, message: str, results: Sequence[Latency] = ()):
         super().__init__(message)
-        self.results = tuple(results)
+        self.results: tuple[Latency, ...] = tuple(results)
 
 
 class DeviceWarning(UserWarning):
@@ -38,7 +37,7 @@ class Latency:
 
     Attributes:
         artifact_path: path of the file that was measured.
-        device: one of `DEVICES`, with its address: `"host"`, `"android:R58M123"`.
+        device: one of `devices.DEVICES`, with its address: `"host"`, `"android:R58M123"`.
         cpu: the processor's or the chip's name.
         runtime: name and version of what ran the file.
         accelerator: what ran it: `"cpu"`, or another of the device's `ACCELERATORS`.
@@ -70,10 +69,10 @@ class Latency:
     baseline_memory_bytes: int | None = None
     round_ms: tuple[float, ...] = ()
     started: str
-    environment: dict = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def ratio(a, b):
+def ratio(a: Latency, b: Latency) -> float:
     """How many times as long `a` takes as `b`: the median, over the turns, of the ratio of their mean times.
 
     A busy machine hardly moves it. Medians and minima within a turn would not do: there, a run that fits between two
@@ -93,36 +92,6 @@ def ratio(a, b):
         names = f"{a.artifact_path.name} and {b.artifact_path.name}"
         raise ValueError(f"{names} were not measured together: give both to one benchmark() call.")
     return float(np.median(np.divide(a.round_ms, b.round_ms)))
-
-
-def cpu_name():
-    """The processor's name, as the operating system knows it."""
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith(("model name", "hardware")):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def check(artifacts, module, kind, threads, accelerators, min_runs):
-    """Raises a ValueError for what the device of this kind, with its module, does not take."""
-    if not artifacts:
-        raise ValueError("There is nothing to measure: the list of artifacts is empty.")
-    for name, values in (("threads", threads), ("min_runs", (min_runs,))):
-        for value in values or (None,):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer; received {value!r}.")
-    for name in accelerators or ():
-        if name not in module.ACCELERATORS:
-            raise ValueError(f"{kind} has no accelerator {name!r}. It has: {', '.join(module.ACCELERATORS)}.")
-    for artifact in artifacts:
-        if artifact.format not in module.FORMATS:
-            runs = ", ".join(module.FORMATS)
-            raise ValueError(f"{artifact.path.name} is of the format {artifact.format}, and {kind} runs: {runs}.")
-        artifact_files.load(artifact.path)  # refuses a file that is not the one that was written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,13 +125,14 @@ class Verification:
         top1_agreement: fraction of images on which artifact and model give the same class (of a single class: are on
             the same side of its threshold); `None` where no output tells a class of an image.
         sqnr_db: signal-to-quantization-noise ratio of the outputs, 10 log10(sum y^2 / sum (y - y')^2); infinite if
-        equal.
+            equal.
         max_abs_error: largest difference of an output.
-        partitions: number of XNNPACK partitions of a LiteRT file (1: it runs there as a whole), otherwise `None`.
+        partitions: number of partitions of the runtime's delegate (of a LiteRT file XNNPACK's; 1: the whole file runs
+            on it), or `None` where the target has none.
         op_histogram: operations in the file by name.
         operations: primitive operations of the model's graph, (before, after) it was simplified, or `None`.
-        gpu_offenders: why a phone's GPU would refuse a LiteRT file, see `gpu.offenders`; () if it would not, `None` for
-            another file or where ai-edge-litert is not installed.
+        gpu_offenders: why a phone's GPU would refuse the file, () if it would not; `None` where nothing tells. See
+            `Traits.offenders`.
         verified_by: what ran the file.
         outputs: an `OutputCheck` for each output.
     """
@@ -175,13 +145,13 @@ class Verification:
     sqnr_db: float
     max_abs_error: float
     partitions: int | None
-    op_histogram: dict
+    op_histogram: Mapping[str, int]
     operations: tuple[int, int] | None = None
     gpu_offenders: tuple[str, ...] | None = None
     verified_by: str
     outputs: tuple[OutputCheck, ...] = ()
 
 
-def sqnr_db(signal, noise):
+def sqnr_db(signal: float, noise: float) -> float:
     """Signal-to-quantization-noise ratio of two sums of squares."""
     return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)

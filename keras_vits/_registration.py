@@ -12,7 +12,7 @@ import importlib.abc
 import pkgutil
 import sys
 
-_PACKAGES = ("keras_vits.layers", "keras_vits.models")  # whose public and private layers files may hold
+_PACKAGES = ("keras_vits.layers", "keras_vits.heads", "keras_vits.models")  # whose files may hold layers
 
 
 def register() -> None:

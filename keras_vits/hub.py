@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_vits.checkpoints import assign as weights
+from keras_vits.layers import _names as names
 from keras_vits.models import _registry as registry
 from keras_vits.preprocess import Preprocessing, _centered
 
@@ -108,7 +109,7 @@ class VisionBackbone(keras_hub.models.Backbone):
         if family not in families:
             raise ValueError(f"family must be one of {', '.join(families)}; received {family!r}.")
         model = families[family](num_classes=1, dtype=dtype, **hyperparameters)
-        tokens, head = model.get_layer("pool").input, model.get_layer("head")
+        tokens, head = model.get_layer(names.POOL).input, model.get_layer(names.HEAD)
         super().__init__(inputs=model.inputs[0], outputs=tokens, dtype=dtype, name=name, trainable=trainable)
         self.neck = keras.Model(tokens, head.input, name="neck")
         self.family, self.family_class = family, type(model)
@@ -334,7 +335,7 @@ def model(source, **overrides):
         ours = inner.family_class(**{**settings, **overrides})
         given = _layers(source)
         for layer in ours.layers:
-            if layer.weights and (layer.name != "head" or ours.cfg.num_classes == classes):
+            if layer.weights and (layer.name != names.HEAD or ours.cfg.num_classes == classes):
                 layer.set_weights(given[layer.name].get_weights())
         return ours
 
@@ -342,7 +343,7 @@ def model(source, **overrides):
     format, hyperparameters = _translate(inner, task)
     with weights.values_later():
         ours = cls(**{**settings, **hyperparameters, **overrides})
-    skip = () if ours.cfg.num_classes == classes else ("head",)
+    skip = () if ours.cfg.num_classes == classes else (names.HEAD,)
     prefix = f"{inner.name}_" if isinstance(inner, keras_hub.models.DINOV2Backbone) else ""
     weights.assign(ours, _tensors(source, prefix), source.name, format, skip, hyperparameters["image_size"])
     weights.initialize(ours)

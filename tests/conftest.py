@@ -1,7 +1,6 @@
 """One backend for each test process, chosen by KERAS_BACKEND; timm importable beside a CPU build of PyTorch."""
 
 import gc
-import importlib.util
 import os
 import pathlib
 import sys
@@ -16,7 +15,8 @@ os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in FLAGS))
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: threads of each would only wait for another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1] / "tools")]
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path[:0] = map(str, (ROOT / "tests", ROOT / "tools", ROOT / "benchmarks"))
 
 
 def pytest_sessionstart():
@@ -44,30 +44,10 @@ def seed():
     keras.utils.set_random_seed(0)
 
 
-_libraries = []  # their operators live as long as they do
-
-
-def import_timm():
-    """The timm package.
-
-    It imports torchvision, which stops at the missing operator `nms` when its compiled part was built for another
-    PyTorch (a CUDA one, say). Nothing here uses that operator: its name is enough.
-    """
-    torch = pytest.importorskip("torch")
-    package = importlib.util.find_spec("torchvision")
-    try:
-        torch.ops.load_library(pathlib.Path(package.origin).with_name("_C.so"))
-    except OSError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
-        _libraries.append(library)
-    import timm
-
-    return timm
-
-
 @pytest.fixture(scope="session")
 def timm():
     """The timm package, the numeric reference."""
+    from timm_models import import_timm
+
+    pytest.importorskip("torch")
     return import_timm()

@@ -1,15 +1,18 @@
 """benchmarks/run.py: its table is complete, its rows are right, and what fails becomes a row."""
 
+import dataclasses
 import json
-import pathlib
 import subprocess
-import sys
 import types
 
 import numpy as np
 import pytest
+import recording
+import run as run_module
+import run_worker
+import suite
+from rendering import peers
 
-ROOT = pathlib.Path(__file__).parents[1]
 MODEL = "mobilevitv2_100"
 
 pytestmark = pytest.mark.once
@@ -18,19 +21,11 @@ pytestmark = pytest.mark.once
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """The module, with a cache of its own."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import run
-
-    monkeypatch.setattr(run, "CACHE", tmp_path / "cache")
-    return run
+    monkeypatch.setattr(run_module, "CACHE", tmp_path / "cache")
+    return run_module
 
 
-@pytest.fixture
-def suite(run):
-    return sys.modules["suite"]
-
-
-def row(suite, contestant, ratio, sqnr_db=120.0, model=MODEL, **more):
+def row(contestant, ratio, sqnr_db=120.0, model=MODEL, **more):
     """A recorded row, 10 ms of ours being 1."""
     return {
         "benchmark": "peers",
@@ -65,8 +60,8 @@ def failed(run, row, error):
     return {**row, **dict.fromkeys(run.FIGURES), "runtime": None, "runtime_version": None, "error": error}
 
 
-def test_table_is_complete(run, suite):
-    loaders, exporters = sys.modules["run_worker"].LOADERS, run.export_worker.EXPORTERS
+def test_table_is_complete(run):
+    loaders, exporters = run_worker.LOADERS, run.export_worker.EXPORTERS
     assert set(suite.MODELS) == {
         "vit_tiny_patch16_224",
         "vit_small_patch16_224",
@@ -91,7 +86,7 @@ def test_table_is_complete(run, suite):
     assert {contestant.backend for contestant in suite.CONTESTANTS.values()} >= {"jax", "tensorflow", "torch"}
 
 
-def test_environments_are_pinned(run, suite):
+def test_environments_are_pinned(run):
     for environment in suite.ENVIRONMENTS:
         lines = [x for x in run.requirements(environment).read_text().splitlines() if not x.startswith("#")]
         assert lines and all("==" in line for line in lines)
@@ -102,18 +97,21 @@ def test_environments_are_pinned(run, suite):
                 assert version == shared[package], "the same everywhere"
 
 
-def test_smoke_run(run, suite, tmp_path, monkeypatch, capsys):
+def test_smoke_run(run, tmp_path, monkeypatch, capsys):
     """Exports, checks and measures; the next run takes the files as they are; what cannot be exported has a row."""
-    broken = suite.File(suffix=".tflite", exporter="ai_edge_quantizer", needs="weights", options={"recipe": "no_such"})
+    broken = suite.FILES["ours_dynamic_int8"]
+    for name in ("weights", "ours_float32"):  # the backend that the exporter of timm's weights has imported anyway
+        monkeypatch.setitem(suite.FILES, name, dataclasses.replace(suite.FILES[name], backend="torch"))
+    broken = dataclasses.replace(broken, backend="torch", options={"recipe": "no_such"})
     monkeypatch.setitem(suite.FILES, "ours_aeq_dynamic_int8", broken)
     record = tmp_path / "peers.jsonl"
     arguments = ["--smoke", "--models", MODEL, "--threads", "1", "--record", str(record)]
     arguments += ["--contestants", "timm", "ours_aeq_dynamic_int8"]
     run.main(arguments)
     printed = capsys.readouterr().out
-    ours, timm, none = rows = run.read(record)
+    ours, timm, none = rows = recording.read(record)
     assert [r["contestant"] for r in rows] == ["ours_float32", "timm", "ours_aeq_dynamic_int8"]
-    keys = set(row(suite, "timm", 1))
+    keys = set(row("timm", 1))
     for r in rows:
         assert set(r) == keys
         assert (r["benchmark"], r["model"], r["threads"]) == ("peers", MODEL, 1)
@@ -132,7 +130,8 @@ def test_smoke_run(run, suite, tmp_path, monkeypatch, capsys):
     assert ours["gflops"] == pytest.approx(2e-6 * macs / ours["median_ms"], rel=1e-3)
     assert none["median_ms"] is none["ratio"] is None
     assert "no_such" in none["error"]
-    assert "failed: AttributeError" in printed and "| timm, PyTorch | torch 2.13.0 | 1." not in printed
+    assert "failed: ValueError" in printed
+    assert f"{MODEL}, 1 threads, timm, PyTorch: {timm['median_ms']:.2f} ms" in printed
 
     file = run.CACHE / "files" / f"{MODEL}_64" / "ours_float32.tflite"
     before = file.stat().st_mtime_ns
@@ -188,36 +187,61 @@ def test_environments_are_built_once(run, monkeypatch):
     assert len(commands) == 4
 
 
-def test_record_replaces_rows(run, suite, tmp_path):
+def test_record_replaces_rows(run, tmp_path):
     path = tmp_path / "peers.jsonl"
-    run.record(path, [row(suite, "timm", 3.0), row(suite, "ours_float32", 1.0)])
-    run.record(path, [row(suite, "timm", 2.0), row(suite, "timm", 5.0, threads=1)])
-    assert [(r["contestant"], r["threads"], r["ratio"]) for r in run.read(path)] == [
+    run.record(path, [row("timm", 3.0), row("ours_float32", 1.0)])
+    run.record(path, [row("timm", 2.0), row("timm", 5.0, threads=1)])
+    assert [(r["contestant"], r["threads"], r["ratio"]) for r in recording.read(path)] == [
         ("timm", 1, 5.0),
         ("ours_float32", 2, 1.0),
         ("timm", 2, 2.0),
     ]
 
 
-def test_section_judges_the_targets(run, suite, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "RECORD", tmp_path / "peers.jsonl")
-    assert run.section() == []
+def test_a_contestant_that_fails_in_its_turns_leaves_them(run, monkeypatch):
+    """The others take all theirs, whoever else drops out, and in another order each time."""
+    log = []
+
+    class Stand(run.Runner):
+        def __init__(self, name, *_):
+            self.name, self.gemm, self.turns, self.cpu_ms, self.facts = name, False, [], 1.0, {}
+
+        __enter__ = lambda self: self
+        __exit__ = load = check = warm_up = restart = ready = lambda self, *_: None
+
+        def measure(self):
+            log.append(self.name)
+            if self.name == "timm" and len(self.turns) == 2:
+                raise ValueError("it ran out of memory")
+            self.turns.append(np.array([2.0]))
+
+    monkeypatch.setattr(run, "Runner", Stand)
+    names = ["ours_float32", "timm", "keras_export"]
+    made = {name: {"size_bytes": 1} for name in ("ours_float32", "weights", "keras_export")}
+    made["weights"]["macs"] = 1
+    found = run.measure(MODEL, names, made, image_size=None, threads=1, rounds=7)
+    assert found["timm"]["error"] == "it ran out of memory" and "median_ms" not in found["timm"]
+    assert found["keras_export"]["ratio"] == 1 and found["ours_float32"]["median_ms"] == 2
+    assert (log.count("timm"), log.count("ours_float32"), log.count("keras_export")) == (3, 7, 7)
+    assert log != names * 3 + [names[0], names[2]] * 4
+
+
+def test_section_compares_with_the_fastest_peer(run, monkeypatch):
+    assert peers.section([]) == []
     found = []
     for model, peer in zip(suite.MODELS, (1.3, 1.3, 1.3, 1.2, 1.05, 1.0), strict=True):
         found += [
-            row(suite, "ours_float32", 1.0, model=model),
-            row(suite, "onnx_float32", peer, model=model),
-            row(suite, "timm", 2.0, model=model),
-            row(suite, "ours_static_int8", 0.2, 20.0, model=model),  # fast, but not the same answers
-            row(suite, "ours_dynamic_int8", 0.35, 40.0, model=model),
-            row(suite, "onnx_static_int8", 0.45, 10.0, model=model),
-            row(suite, "ours_aeq_dynamic_int8", 0.3, 35.0, model=model),  # our own file: no peer
-            row(suite, "gemm_float32", 1.0, None, model=model, gflops=400.0),
-            failed(run, row(suite, "litert_torch", 1.0, model=model), "RuntimeError: a | b"),
+            row("ours_float32", 1.0, model=model),
+            row("onnx_float32", peer, model=model),
+            row("timm", 2.0, model=model),
+            row("ours_static_int8", 0.2, 20.0, model=model),  # fast, but not the same answers
+            row("ours_dynamic_int8", 0.35, 40.0, model=model),
+            row("onnx_static_int8", 0.45, 10.0, model=model),
+            row("ours_aeq_dynamic_int8", 0.3, 35.0, model=model),  # our own file: no peer
+            row("gemm_float32", 1.0, None, model=model, gflops=400.0),
+            failed(run, row("litert_torch", 1.0, model=model), "RuntimeError: a | b"),
         ]
-    run.record(run.RECORD, found)
-    verdicts = run.verdicts(run.read(run.RECORD))
-    assert verdicts["mobilevit_s"] == {
+    assert peers.verdicts(found)["mobilevit_s"] == {
         "float32": pytest.approx(1 / 1.3),
         "best_float32": "onnx_float32",
         "int8": 0.35,
@@ -225,14 +249,11 @@ def test_section_judges_the_targets(run, suite, tmp_path, monkeypatch):
         "int8_to_peer": pytest.approx(0.35 / 0.45),
         "best_peer_int8": "onnx_static_int8",
     }
-    text = "\n".join(run.section())
-    assert (
-        "| mobilevit_s | 0.77, met (timm, ONNX Runtime) | 0.35, met (keras_vits, LiteRT dynamic int8) | 0.78, missed"
-        in text
-    )
-    assert "| efficientvit_b1 | 1.00, missed (timm, ONNX Runtime) |" in text
-    assert "At most 0.8 of the fastest float32 peer on 3 models of 3: met." in text
-    assert "failed: RuntimeError: a / b" in text
+    text = "\n".join(peers.section(found))
+    summary = "| mobilevit_s | 0.77 (timm, ONNX Runtime) | 0.35 (keras_vits, LiteRT dynamic int8) | 0.78 (timm, ONNX "
+    assert summary in text
+    assert "| efficientvit_b1 | 1.00 (timm, ONNX Runtime) |" in text
+    assert "- timm, litert-torch, LiteRT, failed: RuntimeError: a | b" in text
     assert "| 100 (25%) |" in text
 
 

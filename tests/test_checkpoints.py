@@ -34,7 +34,7 @@ FAMILY = next(f for f in families.FAMILIES if f.name == "vit")
 )
 def test_files_are_what_timm_says(timm, file, content):
     written = (PACKAGE / file).read_text(encoding="utf-8")
-    assert written == content(timm), f"{file} is out of date: run tools/generate_checkpoints.py"
+    assert written == content(timm), f"{file} is out of date: run tools/generate.py"
 
 
 @pytest.mark.once

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import keras_vits
-from keras_vits import compiling, edge
+from keras_vits import compiling, edge, heads, specs
+from keras_vits.models import _registry as registry
 from keras_vits.training import data
 
 FAMILY = families.FAMILIES[0]
@@ -77,6 +78,54 @@ def test_features_have_no_loss():
     assert model.get_compile_config()["loss"] is None and not model.get_compile_config()["metrics"]
     model.compile("sgd", "mse")
     assert model.get_compile_config()["loss"] == "mse"
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({}, "logits"),
+        (dict(num_classes=1), "binary_logit"),
+        (dict(num_classes=0), "features"),
+        (dict(distill_token=True), "logits"),
+        (dict(distill_token=True, num_classes=0), "features"),
+    ],
+)
+def test_the_head_says_what_the_output_is(options, kind):
+    model = FAMILY.create(**options)
+    head = model.head(model.cfg)
+    assert isinstance(head, heads.Head)
+    (spec,) = model.output_specs
+    assert (spec.kind, spec.shape) == (kind, (1, *model.output_shape[1:])) and len(spec.shape) == 2
+
+
+def test_a_family_with_another_head_is_asked_everywhere(monkeypatch):
+    """Two outputs with losses of their own: what a detector's or a segmenter's head says."""
+
+    class Two(heads.Classifier):
+        def __call__(self, features):
+            boxes = keras.layers.Dense(4, name="boxes")(features)
+            return {"logits": super().__call__(features), "boxes": keras.ops.expand_dims(boxes, 1)}
+
+        def specs(self, shapes, class_names):
+            boxes = specs.OutputSpec(name="boxes", kind="boxes", shape=shapes["boxes"])
+            return (*super().specs(shapes["logits"], class_names), boxes)
+
+        def loss(self):
+            return {"logits": super().loss(), "boxes": "mse"}
+
+        def metrics(self):
+            return {"logits": super().metrics()}
+
+    monkeypatch.setattr(registry.lookup(FAMILY.variant)[0], "head", classmethod(lambda cls, cfg: Two(cfg.num_classes)))
+    model = FAMILY.create()
+    assert [(spec.name, spec.kind, spec.shape) for spec in model.output_specs] == [
+        ("logits", "logits", (1, 5)),
+        ("boxes", "boxes", (1, 1, 4)),
+    ]
+    model.compile("adamw")
+    labels = {"logits": LABELS, "boxes": np.zeros((4, 1, 4), "float32")}
+    found = model.evaluate(families.images(model, 4), labels, verbose=0, return_dict=True)
+    assert {"loss", "logits_loss", "boxes_loss", "logits_accuracy"} <= set(found)
 
 
 CROSSENTROPIES = [
@@ -190,6 +239,6 @@ def test_the_readmes_chain_learns_digits():
     model = keras_vits.create("vit_tiny_patch16_224", **shape)
     digits = data.load("digits", model.preprocessing)
     model.compile("adamw")
-    model.fit(digits.train.images(), digits.train.labels, batch_size=32, epochs=12, verbose=0)
+    model.fit(digits.train.images(), digits.train.labels, batch_size=32, epochs=20, verbose=0)
     held_out = digits.validation
     assert model.evaluate(held_out.images(), held_out.labels, verbose=0, return_dict=True)["accuracy"] >= 0.85

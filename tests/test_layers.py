@@ -8,15 +8,16 @@ from keras import ops
 from keras_vits.layers import (
     ConvNorm,
     DropPath,
+    GroupNorm,
     InvertedResidual,
     Mlp,
     MultiHeadAttention,
+    SeparableSelfAttention,
     TransformerBlock,
     drop_path_rates,
     fold,
     unfold,
 )
-from keras_vits.models.mobilevit_v2 import MapNorm, SeparableAttention
 
 RANDOM = np.random.default_rng(0)
 
@@ -62,7 +63,7 @@ def test_mlp_is_the_exact_gelu():
 
 
 def test_separable_attention():
-    layer, x = SeparableAttention(), normal(2, 4, 6, 8)
+    layer, x = SeparableSelfAttention(1), normal(2, 4, 6, 8)
     found = run(layer, x)
     kernel, bias, out_kernel, out_bias = layer.get_weights()
     qkv = x @ kernel + bias
@@ -72,13 +73,20 @@ def test_separable_attention():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_map_norm():
-    layer, x = MapNorm(), 3 * normal(2, 4, 6, 8) + 5
+@pytest.mark.parametrize("groups", [1, 4])
+def test_group_norm(groups):
+    layer, x = GroupNorm(groups), 3 * normal(2, 4, 6, 8) + 5
     found = run(layer, x)
     gamma, beta = layer.get_weights()
-    axes = (1, 2, 3)
-    expected = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5) * gamma + beta
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    y, axes = x.reshape(2, 4, 6, groups, 8 // groups), (1, 2, 4)
+    y = (y - y.mean(axes, keepdims=True)) / np.sqrt(y.var(axes, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found, y.reshape(x.shape) * gamma + beta, rtol=1e-4, atol=1e-4)
+    theirs = keras.layers.GroupNormalization(groups, epsilon=1e-5)
+    theirs.build(x.shape)
+    theirs.set_weights([gamma, beta])
+    np.testing.assert_allclose(found, ops.convert_to_numpy(theirs(x)), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="groups=3, channels=8"):
+        GroupNorm(3).build(x.shape)
 
 
 @pytest.mark.parametrize("strides", [1, 2])

@@ -1,7 +1,5 @@
 """The linear attentions against timm, against their papers' formulas as matrices (N,N) in float64, and in time."""
 
-import importlib
-import pathlib
 import time
 
 import keras
@@ -356,10 +354,10 @@ def test_litert_graph_is_one_partition_and_equals_the_layer(name, tmp_path):
 
 
 @pytest.mark.once
-def test_time_is_linear_in_the_tokens(record_property, monkeypatch):
+def test_time_is_linear_in_the_tokens(record_property):
     """CPU time ~ N^p from 1,024 to 16,384 tokens: p is at most 1.15, and softmax attention's p is beside it."""
-    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[1] / "benchmarks")
-    train = importlib.import_module("train")
+    import train
+
     times = train.train_worker.attention_seconds(
         (256, 1024, 4096, 16384), 7, width=32, longest_softmax=4096, clock=time.process_time
     )

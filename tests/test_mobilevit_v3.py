@@ -11,7 +11,8 @@ import keras
 import pytest
 from families import images, predict
 from safetensors.torch import save_file
-from test_parity import close, outputs, randomized
+from test_parity import close, outputs
+from timm_models import randomized
 
 import keras_vits
 

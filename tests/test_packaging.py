@@ -24,6 +24,7 @@ LAZY = {
     "ai_edge_quantizer",
     "coremltools",
     "huggingface_hub",
+    "jinja2",
     "matplotlib",
     "rich",
     "sklearn",
@@ -90,6 +91,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
             f"keras_vits/edge/devices/browser_page/{name}"
             for name in ("index.html", "model.html", "model.js", "page.js")
         ),
+        "keras_vits/edge/evidence/templates/report.css",
+        "keras_vits/edge/evidence/templates/report.html.j2",
     }
     assert {name.split("/")[0] for name in names} == {"keras_vits"}
 
@@ -117,9 +120,9 @@ def test_metadata_agrees_with_the_source(wheel, metadata):
     assert f"keras_vits-{VERSION}.dist-info/licenses/LICENSE" in names
 
 
-def test_core_needs_only_keras_and_numpy(metadata):
+def test_core_needs_only_keras_and_small_packages(metadata):
     required = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
-    assert {r.name for r in required if r.marker is None} == {"keras", "numpy"}
+    assert {r.name for r in required if r.marker is None} == {"keras", "numpy", "filelock", "msgspec", "psutil"}
 
 
 def test_every_extra_leads_to_packages(metadata):

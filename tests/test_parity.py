@@ -4,29 +4,13 @@ import families
 import keras
 import numpy as np
 import pytest
+from timm_models import randomized
 
 import keras_vits
 from keras_vits import checkpoints
 
 IN_TIMM = [family for family in families.FAMILIES if family.timm_tiny]
 PUBLISHED = [f for f in IN_TIMM if {c.variant for c in checkpoints.table()}.intersection(f.variants)]
-
-
-def randomized(reference, seed=0):
-    """A timm model with every parameter and running statistic random, none of them 0 or 1."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in reference.state_dict().items():
-            if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-            elif name.endswith("weight"):
-                gain = 1.3 if tensor.ndim == 4 else 1  # convolutions end in activations that shrink the signal
-                tensor.normal_(0, gain * tensor[0].numel() ** -0.5, generator=generator)
-            elif tensor.is_floating_point():
-                tensor.normal_(0, 0.2, generator=generator)
-    return reference.eval()
 
 
 def outputs(reference, images, blocks):

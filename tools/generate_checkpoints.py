@@ -1,10 +1,8 @@
-"""Writes checkpoints.csv and imagenet_classes.txt in keras_vits/checkpoints/ from the registry of the installed timm.
+"""The contents of checkpoints.csv and imagenet_classes.txt in keras_vits/checkpoints/, from the installed timm.
 
-    KERAS_BACKEND=jax python tools/generate_checkpoints.py
-
-Run it after a family or a new timm brought variants that have published weights; test_checkpoints.py says when.
-The accuracies are those of timm's results, as tests/data/variants.csv has them. Left out are weights that are not on
-the hub: timm fetches some I-JEPA encoders as pickles from their publisher.
+`tools/generate.py` writes them, after a family or a new timm brought variants that have published weights. The
+accuracies are those of timm's results, as tests/data/variants.csv has them. Left out are weights that are not on the
+hub: timm fetches some I-JEPA encoders as pickles from their publisher.
 """
 
 import csv
@@ -74,11 +72,3 @@ def imagenet_classes(timm):
         for synset, short, text in zip(synsets, first, lemmas, strict=True)
     ]
     return "".join(f"{name}\n" for name in names)
-
-
-if __name__ == "__main__":
-    from conftest import import_timm
-
-    timm = import_timm()
-    (PACKAGE / "checkpoints.csv").write_text(checkpoints(timm), encoding="utf-8")
-    (PACKAGE / "imagenet_classes.txt").write_text(imagenet_classes(timm), encoding="utf-8")

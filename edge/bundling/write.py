@@ -10,22 +10,27 @@ it.
         selftest/0.png ...   ten pictures of the model's input size
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import pathlib
 import shutil
 import struct
 import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_vits._util import files
 from keras_vits.preprocess import Preprocessing
+from keras_vits.specs import InputSpec, OutputSpec
 
 from ..artifact import Artifact
 from ..quantize.calibration import pictures as listed
-from ..selftest import PICTURES, generated, tolerance
-from ..targets._protocol import target
+from ..selftest import PICTURES, self_test
+from ..targets._protocol import Runner, target
 
 TEMPLATES = pathlib.Path(__file__).with_name("templates")
 PLATFORMS = {  # platform -> format, source file
@@ -33,9 +38,9 @@ PLATFORMS = {  # platform -> format, source file
     "ios": ("coreml", "ImageClassifier.swift"),
     "web": ("litert", "ImageClassifier.ts"),
 }
-HEADS = {  # kind of the first output -> what the source files know as the head
+HEADS = {  # kind of the output that tells the class -> what the source files know as the head
     "logits": "logits",
-    "binary_logit": "sigmoid",
+    "binary_logit": "sigmoid",  # of a single class: an app shows its probability
     "probabilities": "softmax",
     "top_scores": "top_k",
 }
@@ -61,10 +66,16 @@ class Bundle:
     source: pathlib.Path
     model: pathlib.Path
     pictures: int
-    tolerance: dict
+    tolerance: Mapping[str, float]
 
 
-def bundle(artifact, out, platform, images=None, license=None):
+def bundle(
+    artifact: Artifact,
+    out: str | pathlib.Path,
+    platform: str,
+    images: str | pathlib.Path | Sequence[np.ndarray] | np.ndarray | None = None,
+    license: str | None = None,
+) -> Bundle:
     """Writes what an app needs of a model into a folder, whole or not at all.
 
     Args:
@@ -83,11 +94,11 @@ def bundle(artifact, out, platform, images=None, license=None):
         ValueError: an unknown platform, an artifact that the platform or an app cannot use, a file that was changed
             after it was written, no pictures, or a folder that holds something else.
     """
-    spec, preprocessing = _checked(artifact, platform)
+    told, preprocessing = _checked(artifact, platform)
     path = pathlib.Path(out)
     if path.exists() and not (path / "model" / "model.json").is_file() and not (path.is_dir() and _empty(path)):
         raise ValueError(f"{path} holds something that is not a bundle: choose a new folder.")
-    pixels = generated(spec.shape[1:]) if images is None else _pictures(images, preprocessing)
+    pixels = None if images is None else _pictures(images, preprocessing)
     shipped = target(artifact.format)
     source = PLATFORMS[platform][1]
     with files.writing(path) as temporary:
@@ -98,24 +109,28 @@ def bundle(artifact, out, platform, images=None, license=None):
         if files.sha256(file) != artifact.sha256:
             raise ValueError(f"{artifact.path} was changed after it was written: export it again.")
         runner = shipped.load(dataclasses.replace(artifact, path=file))
-        expected, classes = _expected(artifact, runner, preprocessing, pixels)
-        allowed = tolerance(artifact, expected)
+        test = self_test(artifact, runner, pixels)
+        expected = test.named.get(told.name)
+        if expected is None or test.classes is None:
+            raise ValueError(f"The output {told.name!r} of {artifact.path.name} must be of floating-point numbers.")
         shutil.copy(TEMPLATES / source, temporary / source)
-        labels = "".join(" ".join(name.split()) + "\n" for name in artifact.class_names)
+        labels = "".join(" ".join(name.split()) + "\n" for name in told.class_names)
         (model / "labels.txt").write_text(labels, encoding="utf-8")
-        _write(model / "model.json", _description(artifact, preprocessing, runner, file.name, platform, license), 1)
-        names = [f"selftest/{i}.png" for i in range(len(pixels))]
-        for name, picture in zip(names, pixels, strict=True):
+        _write(
+            model / "model.json", _description(artifact, told, preprocessing, runner, file.name, platform, license), 1
+        )
+        names = [f"selftest/{i}.png" for i in range(len(test.pixels))]
+        for name, picture in zip(names, test.pixels, strict=True):
             (model / name).write_bytes(_png(picture))
         _write(
             model / "selftest.json",
             {
                 "pictures_are": "generated" if images is None else "given",
                 "computed_by": runner.verified_by,
-                "tolerance": allowed,
+                "tolerance": expected.tolerance,
                 "pictures": [
                     {"file": name, "class": int(c), "output": [float(f"{v:.7g}") for v in row]}
-                    for name, c, row in zip(names, classes, expected, strict=True)
+                    for name, c, row in zip(names, test.classes, expected.values, strict=True)
                 ],
             },
         )
@@ -125,13 +140,13 @@ def bundle(artifact, out, platform, images=None, license=None):
         artifact=artifact,
         source=path / source,
         model=path / "model",
-        pictures=len(pixels),
-        tolerance=allowed,
+        pictures=len(test.pixels),
+        tolerance=expected.tolerance,
     )
 
 
-def _checked(artifact, platform):
-    """The artifact's `InputSpec` and `Preprocessing`, if an app on this platform can use it."""
+def _checked(artifact: Artifact, platform: str) -> tuple[OutputSpec, Preprocessing]:
+    """The output that tells the class, and the artifact's `Preprocessing`, if an app on this platform can use it."""
     if platform not in PLATFORMS:
         raise ValueError(f"platform must be one of {', '.join(PLATFORMS)}; received {platform!r}.")
     format = PLATFORMS[platform][0]
@@ -140,7 +155,7 @@ def _checked(artifact, platform):
             f"A bundle for {platform} takes a {target(format).suffix} file; received {artifact.path.name}. Write one "
             f"with edge.{format}.export(model, folder)."
         )
-    spec = artifact.input
+    spec: InputSpec = artifact.input
     if len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[3] not in (1, 3):
         raise ValueError(
             f"An app classifies one grey or colour frame at a time; {artifact.path.name} takes {spec.shape}. Export a "
@@ -148,24 +163,25 @@ def _checked(artifact, platform):
         )
     if spec.layout != "nhwc":
         raise ValueError(f"{artifact.path.name} takes channels first, and a camera gives them last: export it as nhwc.")
-    if artifact.outputs[0].kind not in HEADS:
+    told = artifact.classification
+    if told is None or told.kind not in HEADS:
+        kinds = ", ".join(output.kind for output in artifact.outputs)
         raise ValueError(
-            f"An app shows classes, and {artifact.path.name} gives {artifact.outputs[0].kind}: export a model with a "
-            "head."
+            f"An app shows the class of a picture, and {artifact.path.name} gives {kinds}: export a model with a head."
         )
     if not artifact.preprocessing:
         raise ValueError(
             f"{artifact.path.name} does not know its preprocessing, so an app could not prepare a frame for it: set "
             "model.preprocessing and export it again."
         )
-    return spec, dataclasses.replace(Preprocessing(**artifact.preprocessing), image_size=spec.shape[1:3])
+    return told, dataclasses.replace(Preprocessing(**artifact.preprocessing), image_size=spec.shape[1:3])
 
 
-def _empty(folder):
+def _empty(folder: pathlib.Path) -> bool:
     return not any(folder.iterdir())
 
 
-def _pictures(images, preprocessing):
+def _pictures(images: Any, preprocessing: Preprocessing) -> np.ndarray:
     """The first ten pictures of a folder or of arrays, as pixels (N,h,w,C)."""
     if isinstance(images, (str, pathlib.Path)):
         images = listed(images)
@@ -174,30 +190,19 @@ def _pictures(images, preprocessing):
     return np.stack([preprocessing.pixels(picture) for picture in images[:PICTURES]])
 
 
-def _expected(artifact, runner, preprocessing, pixels):
-    """The first output (N,K) on pixels (N,h,w,C), and the most probable class (N,)."""
-    inputs = preprocessing.normalize(pixels) if artifact.input.dtype == "float32" else pixels
-    if artifact.outputs[0].kind == "top_scores":
-        found, classes = (np.concatenate(part) for part in zip(*(runner.run(x[None]) for x in inputs), strict=True))
-        classes = classes[:, 0]
-    else:
-        found = runner.predict(inputs)
-        found = np.asarray(found[artifact.output_names[0]] if isinstance(found, dict) else found)
-        classes = artifact.outputs[0].decide(found)
-    if found.ndim != 2 or found.dtype != np.float32 or not np.all(np.isfinite(found)):
-        raise ValueError(
-            f"The first output of {artifact.path.name} must be finite float32 numbers of shape (1, classes); it gives "
-            f"{found.dtype} of shape {(1, *found.shape[1:])}."
-        )
-    return found, classes
-
-
-def _description(artifact, preprocessing, runner, file, platform, license):
-    """The content of model.json."""
-    inputs, outputs = [None], [None] * len(artifact.outputs)
-    if artifact.format == "litert":
-        inputs = [_quantization(tensor) for tensor in runner.interpreter.get_input_details()]
-        outputs = [_quantization(tensor) for tensor in runner.interpreter.get_output_details()]
+def _description(
+    artifact: Artifact,
+    told: OutputSpec,
+    preprocessing: Preprocessing,
+    runner: Runner,
+    file: str,
+    platform: str,
+    license: str | None,
+) -> dict[str, Any]:
+    """The content of model.json; the output that tells the class is the first one there."""
+    inputs, outputs = target(artifact.format).traits.quantized(runner) or ([None], [None] * len(artifact.outputs))
+    scales = dict(zip(artifact.output_names, outputs, strict=True))
+    ordered = sorted(artifact.outputs, key=lambda output: (output is not told, output.kind != "top_classes"))
     return {
         "name": artifact.model,
         "file": file,
@@ -205,13 +210,10 @@ def _description(artifact, preprocessing, runner, file, platform, license):
         "input": {**dataclasses.asdict(artifact.input), "quantization": inputs[0]},
         "preprocessing": {
             **dataclasses.asdict(preprocessing),
-            "in_model": artifact.input.dtype != "float32",  # mean, std and channel_order are: give it RGB, 0 to 255
+            "in_model": artifact.input.takes_pixels,  # mean, std and channel_order are: give it RGB, 0 to 255
         },
-        "outputs": [
-            {"name": name, "quantization": quantization}
-            for name, quantization in zip(artifact.output_names, outputs, strict=True)
-        ],
-        "head": HEADS[artifact.outputs[0].kind],
+        "outputs": [{"name": output.name, "quantization": scales[output.name]} for output in ordered],
+        "head": HEADS[told.kind],
         "recipe": artifact.recipe,
         "license": license,
         "sha256": artifact.sha256,
@@ -220,17 +222,11 @@ def _description(artifact, preprocessing, runner, file, platform, license):
     }
 
 
-def _quantization(tensor):
-    """Scale and zero point of an input or output of the interpreter, or `None`: it holds plain numbers."""
-    scale, zero_point = tensor["quantization"]
-    return {"scale": float(scale), "zero_point": int(zero_point)} if scale else None
-
-
-def _write(path, content, indent=None):
+def _write(path: pathlib.Path, content: Any, indent: int | None = None) -> None:
     path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _png(pixels):
+def _png(pixels: np.ndarray) -> bytes:
     """A PNG file of pixels (h,w,1 or 3), without the metadata by which a reader would change their colours."""
     height, width, channels = pixels.shape
     rows = np.pad(pixels.reshape(height, -1), ((0, 0), (1, 0)))  # each begins with its filter: none

@@ -12,6 +12,8 @@ tflite/tools/benchmark, as read at commits 7d88950 (benchmark_model.cc) and 01d9
 prints the median and the mean of its runs, but no percentile that a `Latency` has: p90_ms and p99_ms are `None`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import datetime
@@ -27,17 +29,19 @@ import subprocess
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_vits._util import files
 from keras_vits._util.progress import progress
-from keras_vits.preprocess import Preprocessing
 
 from ..artifact import Artifact
 from ..records import DeviceError, DeviceWarning, Latency
-from ..selftest import generated, tolerance
+from ..selftest import self_test
 from ..targets import litert
+from .turns import PATIENCE, WARMUP_RUNS, Contestant, FailedError, Goal, attempt, take_turns
 
 THREADS = (1, 2, 4)
 ACCELERATORS = ("cpu", "gpu", "nnapi")
@@ -50,8 +54,6 @@ STATES = {  # of a device that adb sees and cannot use -> what to do
     "no": "may not be opened by this user: give it USB permissions (on Linux, install Android's udev rules)",
 }
 TURNS = 5  # of every file, in which `min_runs` and `min_seconds` are divided
-WARMUP_RUNS = 3  # at least, in each turn
-PATIENCE = 10  # a file so slow that `min_runs` takes this many times `min_seconds` is not run `min_runs` times
 ANSWER_SECONDS = 60  # until a device that does not answer is given up
 START_SECONDS = 120  # until a benchmark_model that takes longer than it may is given up: GPUs compile for long
 BYTES_PER_SECOND = 1e6  # a push that is slower is given up
@@ -61,7 +63,16 @@ COOL_SECONDS = 300  # of waiting in all; then times are taken hot, with a warnin
 LOOK_SECONDS = 10  # between two looks at the temperature
 
 
-def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, warmup_seconds):
+def measure(
+    artifacts: Sequence[Artifact],
+    where: str | None,
+    *,
+    threads: tuple[int, ...],
+    accelerators: tuple[str, ...] | None,
+    min_runs: int,
+    min_seconds: float,
+    warmup_seconds: float,
+) -> list[Latency]:
     """See `edge.benchmark`; `where` is the device's serial number, and may be `None` where there is one only.
 
     Raises:
@@ -76,7 +87,7 @@ def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, w
     binary, abi = _binary(device)
     tests = [_SelfTest(artifact) for artifact in progress(artifacts, "Preparing")]
     ways = [
-        _Way(test, number, accelerator, count)
+        _Way(device, test, number, accelerator, count, (min_runs, min_seconds, warmup_seconds))
         for number, test in enumerate(tests)
         for accelerator in accelerators or device.accelerators()
         for count in (threads if accelerator == "cpu" else (max(threads),))
@@ -88,7 +99,7 @@ def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, w
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
     }
     about = {"model": device.model, "android": device.android, "abi": abi}
-    session = _Session(device, ways, (min_runs, min_seconds, warmup_seconds))
+    session = _Session(device, ways)
     try:
         with tempfile.TemporaryDirectory() as folder, device:
             device.install(binary, tests, pathlib.Path(folder))
@@ -103,16 +114,12 @@ def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, w
 # ---------------------------------------------------------------- what is run
 
 
-class _RunError(Exception):
-    """One way of running a file that does not work; the text says why."""
-
-
 class _SelfTest:
     """What a file gives here on the pictures that every bundle tests itself with.
 
     Attributes:
         artifact: the file.
-        inputs: list of arrays as the file takes them, its batch filled with one picture each.
+        inputs: list of arrays as the file takes them, its batch filled with pictures.
         expected: first output on each of them, (N,...).
         tolerance: `"cpu"` and `"gpu"` -> the largest difference of a number on the device that is accepted.
         flags: of `benchmark_model`, that say what the file takes.
@@ -121,22 +128,17 @@ class _SelfTest:
     def __init__(self, artifact: Artifact):
         self.artifact = artifact
         runner, spec = litert.load(artifact), artifact.input
-        pictures = generated(spec.shape[1:])
-        if spec.dtype == "float32":
-            half = (0.5,) * spec.shape[3]
-            known = artifact.preprocessing or {"mean": half, "std": half}
-            pictures = Preprocessing(**known).normalize(pictures)
-        batches = (spec.as_stored(np.repeat(picture[None], spec.shape[0], 0)) for picture in pictures)
-        self.inputs = [np.ascontiguousarray(batch, runner.input["dtype"]) for batch in batches]
-        self.expected = np.stack([runner.run(batch)[0] for batch in self.inputs])
-        self.tolerance = tolerance(artifact, self.expected)
-        self.flags = {"input_layer": "image", "input_layer_shape": ",".join(map(str, spec.stored_shape))}
+        test = self_test(artifact, runner)
+        self.inputs, first = test.batches, test.outputs[0]
+        self.expected = first.values.reshape(len(self.inputs), -1, *first.values.shape[1:])
+        self.tolerance = first.tolerance
+        self.flags = {"input_layer": spec.name, "input_layer_shape": ",".join(map(str, spec.stored_shape))}
         signatures = runner.interpreter.get_signature_list()
         if len(signatures) > 1:
             self.flags["signature_to_run_for"] = next(iter(signatures))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Turn:
     """What one process of `benchmark_model` printed."""
 
@@ -146,154 +148,165 @@ class _Turn:
     load_ms: float
 
 
-class _Way:
+class _Way(Contestant[_Turn]):
     """One file with one accelerator and one number of threads; those of a GPU serve the operations it leaves over."""
 
-    def __init__(self, test, number, accelerator, threads):
-        self.test, self.number, self.accelerator, self.threads = test, number, accelerator, threads
-        self.turns, self.memory, self.environment = [], {}, {}
+    def __init__(
+        self,
+        device: _Device,
+        test: _SelfTest,
+        number: int,
+        accelerator: str,
+        threads: int,
+        least: tuple[int, float, float],
+    ):
+        super().__init__()
+        self.device, self.test, self.number = device, test, number
+        self.accelerator, self.threads, self.least = accelerator, threads, least
+        self.memory: dict[str, int] = {}
+        self.environment: dict[str, str] = {}
         self.flags = {"graph": f"{number}.tflite", "num_threads": threads, **test.flags}
         if accelerator != "cpu":
             self.flags[f"use_{accelerator}"] = "true"
 
-    def __str__(self):
+    def __str__(self) -> str:
         threads = f" with {self.threads} thread" + "s" * (self.threads > 1) if self.accelerator == "cpu" else ""
         return f"{self.test.artifact.path.name} on {self.accelerator}{threads}"
 
-    def run(self, device, picture, seconds, **flags):
-        """What `benchmark_model` prints; a `_RunError` if it fails, or did not use the accelerator."""
-        flags = {**self.flags, "input_layer_value_files": f"image:{self.number}_{picture}.bin", **flags}
-        text = device.run(flags, f"running {self}", seconds)
+    def fail(self, reason: str) -> None:
+        self.failure = f"{self}: {reason}"
+        warnings.warn(f"{self} of {self.device} was left out: {reason}.", DeviceWarning, stacklevel=5)
+
+    def run(self, picture: int, seconds: float, **flags: Any) -> str:
+        """What `benchmark_model` prints; a `FailedError` if it fails, or did not use the accelerator."""
+        flags = {**self.flags, "input_layer_value_files": f"{self._input}:{self.number}_{picture}.bin", **flags}
+        text = self.device.run(flags, f"running {self}", seconds)
         if self.accelerator != "cpu":
             # Without it the tool falls back to the CPU, and a flag that it does not know is a warning only.
             applied = re.search(rf"Explicitly applied {self.accelerator.upper()} delegate.*", text)
             if not applied:
-                raise _RunError(_reason(text, "its delegate was not applied"))
+                raise FailedError(_reason(text, "its delegate was not applied"))
             kernels = re.search(r"partially executed by the delegate w/ (\d+)", applied[0])
             self.environment["delegated"] = f"in {kernels[1]} parts" if kernels else "whole"
         return text
 
-    def check(self, device, folder):
+    @property
+    def _input(self) -> str:
+        return self.test.artifact.input.name
+
+    def check(self, folder: pathlib.Path) -> None:
         """Compares the outputs of all pictures with those of this machine; measures memory on the way."""
         once = {"num_runs": 1, "min_secs": 0, "warmup_runs": 0, "warmup_min_secs": 0}
         names = [f"{i}.out" for i in range(len(self.test.inputs))]
         for picture, name in enumerate(names):
             flags = {"output_filepath": name, "report_peak_memory_footprint": "true"}
-            text = self.run(device, picture, START_SECONDS, **once, **flags)
-        device.pull(names, folder, f"checking {self}")
+            text = self.run(picture, START_SECONDS, **once, **flags)
+        self.device.pull(names, folder, f"checking {self}")
         expected = self.test.expected
         size = expected[0].nbytes
         content = [(folder / name).read_bytes() for name in names]
         if any(len(c) < size for c in content):
-            raise _RunError("its output is incomplete")
+            raise FailedError("its output is incomplete")
         found = np.stack([np.frombuffer(c[:size], expected.dtype).reshape(expected.shape[1:]) for c in content])
         error = float(np.abs(found.astype(float) - expected).max())
         allowed = self.test.tolerance["cpu" if self.accelerator == "cpu" else "gpu"]
         if not error <= allowed:  # NaN
-            raise _RunError(f"its outputs differ from this machine's by {error:.3g}, and {allowed:.3g} is allowed")
+            raise FailedError(f"its outputs differ from this machine's by {error:.3g}, and {allowed:.3g} is allowed")
         peak, delta = (
             re.search(pattern, text) for pattern in (r"periodic monitoring: ([\d.e+]+)", r"overall=([\d.e+]+)")
         )
         if peak and delta:  # in MiB: the largest resident memory, and how much it has grown since the start
-            peak, delta = float(peak[1]), float(delta[1])
             bytes_of = lambda mib: round(mib * 2**20)
-            self.memory = {"peak_memory_bytes": bytes_of(peak), "baseline_memory_bytes": bytes_of(peak - delta)}
+            self.memory = {
+                "peak_memory_bytes": bytes_of(float(peak[1])),
+                "baseline_memory_bytes": bytes_of(float(peak[1]) - float(delta[1])),
+            }
 
-    def turn(self, device, min_runs, min_seconds, warmup_seconds):
-        """Runs one turn."""
-        most = max(PATIENCE * min_seconds, warmup_seconds)
-        flags = {"num_runs": min_runs, "min_secs": f"{min_seconds:g}", "max_secs": f"{most:g}"}
+    def turn(self) -> None:
+        runs, seconds, warmup_seconds = self.least
+        seconds /= TURNS
+        most = max(PATIENCE * seconds, warmup_seconds)
+        flags = {"num_runs": math.ceil(runs / TURNS), "min_secs": f"{seconds:g}", "max_secs": f"{most:g}"}
         flags |= {"warmup_runs": WARMUP_RUNS, "warmup_min_secs": f"{warmup_seconds:g}"}
-        text = self.run(device, 0, START_SECONDS + 2 * most, **flags)
+        text = self.run(0, START_SECONDS + 2 * most, **flags)
         timings = re.search(r"Init: ([\d.e+]+),.*Inference \(avg\): ([\d.e+]+)", text)
-        runs = re.findall(r"count=(\d+).* median=([\d.e+]+)", text)  # of the warm-up, then of what counts
-        if not timings or not runs:
-            raise _RunError("it printed no median: build a benchmark_model from the current LiteRT sources")
-        ms = [float(us) / 1e3 for us in (runs[-1][1], timings[2], timings[1])]
-        self.turns.append(_Turn(int(runs[-1][0]), *ms))
+        counts = re.findall(r"count=(\d+).* median=([\d.e+]+)", text)  # of the warm-up, then of what counts
+        if not timings or not counts:
+            raise FailedError("it printed no median: build a benchmark_model from the current LiteRT sources")
+        median, mean, load = (float(us) / 1e3 for us in (counts[-1][1], timings[2], timings[1]))
+        self.rounds.append(_Turn(runs=int(counts[-1][0]), median_ms=median, mean_ms=mean, load_ms=load))
 
 
 class _Session:
-    """The ways of one call that work, and what was measured of them."""
+    """The ways of one call, and what was measured of them."""
 
-    def __init__(self, device, ways, least):
-        self.device, self.live, self.errors = device, ways, []
-        runs, seconds, warmup_seconds = least
-        self.least = math.ceil(runs / TURNS), seconds / TURNS, warmup_seconds
-        self.before = self.after = None  # degrees
+    def __init__(self, device: _Device, ways: Sequence[_Way]):
+        self.device, self.ways = device, ways
+        self.before: float | None = None  # degrees
+        self.after: float | None = None
+        self.hottest: float | None = None  # of a round that was kept though it was hot
+        self.left = float(COOL_SECONDS)
 
-    def check(self, folder):
+    def check(self, folder: pathlib.Path) -> None:
+        """Compares outputs, of every way."""
         self.before = self.device.temperature()
-        for way in progress(self.live[:], "Checking"):
-            self._try(way, way.check, self.device, folder)
+        for way in progress(self.ways, "Checking"):
+            attempt(way, way.check, folder)
 
-    def measure(self):
-        """Takes times in turns; a turn that ended hot is taken again as long as there is time left to cool down."""
-        left, hottest = COOL_SECONDS, None
-        for _ in progress(range(TURNS), "Measuring"):
-            while self._turn() and self._hot(HOT_DEGREES):
-                if left <= 0:
-                    hottest = max(self.after, hottest or self.after)
-                    break
-                for way in self.live:
-                    way.turns.pop()
-                while self._hot(COOL_DEGREES) and left > 0:
-                    time.sleep(LOOK_SECONDS)
-                    left -= LOOK_SECONDS
-                    self.after = self.device.temperature()
-        if not self.live:
-            raise DeviceError(f"{self.device} could run nothing of it: {self.errors[-1]}.")
-        if hottest is not None:
+    def measure(self) -> None:
+        """Takes times in turns; a round that ended hot is taken again as long as there is time left to cool down."""
+        take_turns(self.ways, Goal(rounds=TURNS), keeps=self._keeps)
+        if all(way.failure for way in self.ways):
+            raise DeviceError(f"{self.device} could run nothing of it: {self.ways[-1].failure}.")
+        if self.hottest is not None:
             warnings.warn(
-                f"{self.device} began at {self.before:g} degrees Celsius, reached {hottest:g} and did not cool down in "
-                f"{COOL_SECONDS} s: its times may be those of a slowed processor.",
+                f"{self.device} began at {self.before:g} degrees Celsius, reached {self.hottest:g} and did not cool "
+                f"down in {COOL_SECONDS} s: its times may be those of a slowed processor.",
                 DeviceWarning,
                 stacklevel=4,
             )
 
-    def results(self, record, about):
-        """A `Latency` of each way that was measured; a turn that was not completed does not count."""
-        measured = [way for way in self.live if way.turns]
-        complete = max(1, min((len(way.turns) for way in self.live), default=1))
+    def _keeps(self) -> bool:
+        """Whether a round counts; waits, where it does not."""
+        self.after = self.device.temperature()
+        if not self._is_hot(HOT_DEGREES):
+            return True
+        if self.left <= 0:
+            self.hottest = max(self.after, self.hottest or self.after)
+            return True
+        while self._is_hot(COOL_DEGREES) and self.left > 0:
+            time.sleep(LOOK_SECONDS)
+            self.left -= LOOK_SECONDS
+            self.after = self.device.temperature()
+        return False
+
+    def _is_hot(self, degrees: float) -> bool:
+        return self.before is not None and self.after is not None and self.after > self.before + degrees
+
+    def results(self, record: Mapping[str, Any], about: Mapping[str, Any]) -> list[Latency]:
+        """A `Latency` of each way that was measured; a round that was not completed does not count."""
+        live = [way for way in self.ways if not way.failure]
+        complete = max(1, min((len(way.rounds) for way in live), default=1))
         degrees = {"temperature_before_c": self.before, "temperature_after_c": self.after}
         degrees = {name: value for name, value in degrees.items() if value is not None}
         found = []
-        for way in measured:
-            turns = way.turns[:complete]
-            found.append(
-                Latency(
-                    artifact_path=way.test.artifact.path,
-                    accelerator=way.accelerator,
-                    threads=way.threads,
-                    runs=sum(turn.runs for turn in turns),
-                    median_ms=float(np.median([turn.median_ms for turn in turns])),
-                    load_ms=float(np.median([turn.load_ms for turn in turns])),
-                    round_ms=tuple(turn.mean_ms for turn in turns),
-                    environment={**about, **degrees, **way.environment},
-                    **way.memory,
-                    **record,
+        for way in live:
+            if turns := way.rounds[:complete]:
+                found.append(
+                    Latency(
+                        artifact_path=way.test.artifact.path,
+                        accelerator=way.accelerator,
+                        threads=way.threads,
+                        runs=sum(turn.runs for turn in turns),
+                        median_ms=float(np.median([turn.median_ms for turn in turns])),
+                        load_ms=float(np.median([turn.load_ms for turn in turns])),
+                        round_ms=tuple(turn.mean_ms for turn in turns),
+                        environment={**about, **degrees, **way.environment},
+                        **way.memory,
+                        **record,
+                    )
                 )
-            )
         return found
-
-    def _turn(self):
-        """One turn of every way; whether any is left."""
-        for way in self.live[:]:
-            self._try(way, way.turn, self.device, *self.least)
-        if self.live:
-            self.after = self.device.temperature()
-        return bool(self.live)
-
-    def _hot(self, degrees):
-        return self.before is not None and self.after is not None and self.after > self.before + degrees
-
-    def _try(self, way, step, *arguments):
-        try:
-            step(*arguments)
-        except _RunError as e:
-            self.live.remove(way)
-            self.errors.append(f"{way}: {e}")
-            warnings.warn(f"{way} of {self.device} was left out: {e}.", DeviceWarning, stacklevel=5)
 
 
 # ---------------------------------------------------------------- the device
@@ -306,17 +319,17 @@ class _HangError(DeviceError):
 class _Device:
     """A device behind adb, and our folder on it, which is removed when the `with` block ends."""
 
-    def __init__(self, adb, serial):
+    def __init__(self, adb: str, serial: str):
         self.adb, self.serial = adb, serial
         self.folder = f"/data/local/tmp/keras_vits.{secrets.token_hex(4)}"
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"The device {self.serial}"
 
-    def __enter__(self):
+    def __enter__(self) -> _Device:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for _ in range(2):
             with contextlib.suppress(DeviceError):
                 if self.shell(f"{self._kill()}; rm -rf {self.folder}", "cleaning up")[0] == 0:
@@ -328,7 +341,7 @@ class _Device:
             stacklevel=4,
         )
 
-    def look(self):
+    def look(self) -> None:
         """Reads what the device says of itself."""
         status, text = self.shell("getprop", "reading its properties")
         if status:
@@ -343,11 +356,11 @@ class _Device:
         self.has_gpu = number("ro.opengles.version") >= 0x30001  # OpenGL ES 3.1: what the delegate falls back to
         self.has_nnapi = number("ro.build.version.sdk") >= 27  # Android 8.1
 
-    def accelerators(self):
+    def accelerators(self) -> list[str]:
         """The names of what is there."""
         return [name for name in ACCELERATORS if getattr(self, f"has_{name}", True)]
 
-    def temperature(self):
+    def temperature(self) -> float | None:
         """Degrees Celsius of the skin, which phones are throttled by, or else of the battery; `None` if unknown."""
         text = self.shell("dumpsys thermalservice; dumpsys battery", "reading its temperature")[1]
         now = text.rpartition("Current temperatures from HAL:")[2]
@@ -355,7 +368,7 @@ class _Device:
         battery = re.search(r"^\s*temperature: (\d+)", text, re.MULTILINE)
         return max(skin) if any(skin) else int(battery[1]) / 10 if battery else None
 
-    def install(self, binary, tests, folder):
+    def install(self, binary: pathlib.Path, tests: Sequence[_SelfTest], folder: pathlib.Path) -> None:
         """Pushes everything, and compares hashes."""
         doing = f"making {self.folder}"
         status, text = self.shell(f"mkdir {self.folder}", doing)
@@ -381,7 +394,7 @@ class _Device:
                 what = tests[int(name.split(".")[0])].artifact.path.name if name.endswith(".tflite") else name
                 raise DeviceError(f"{self} received another {what} than was sent: check cable and storage, run again.")
 
-    def push(self, paths, name):
+    def push(self, paths: Sequence[pathlib.Path], name: str) -> None:
         """Copies files into our folder, one of them by another name."""
         size = sum(path.stat().st_size for path in paths)
         doing = f"copying {paths[0].name}" + f" and {len(paths) - 1} more" * (len(paths) > 1)
@@ -392,29 +405,29 @@ class _Device:
         if code:
             raise self._lost(doing, text)
 
-    def pull(self, names, folder, doing):
+    def pull(self, names: Sequence[str], folder: pathlib.Path, doing: str) -> None:
         """Copies files from our folder."""
         paths = [f"{self.folder}/{name}" for name in names]
         code, text = self._ask(["pull", *paths, str(folder)], doing, ANSWER_SECONDS)
         if code:
             raise self._lost(doing, text)
 
-    def run(self, flags, doing, seconds):
-        """What `benchmark_model` prints; a `_RunError` if it fails or does not end."""
+    def run(self, flags: Mapping[str, Any], doing: str, seconds: float) -> str:
+        """What `benchmark_model` prints; a `FailedError` if it fails or does not end."""
         command = shlex.join(["./benchmark_model", *(f"--{name}={value}" for name, value in flags.items())])
         started = f"{{ {command} & echo $! >pid; wait $!; s=$?; rm pid; exit $s; }}"
         try:
             status, text = self.shell(f"cd {self.folder} && {started}", doing, seconds)
         except _HangError:
             self.shell(self._kill(), doing)
-            raise _RunError(f"it did not end within {seconds:.0f} s") from None
+            raise FailedError(f"it did not end within {seconds:.0f} s") from None
         if 128 < status < 160:
-            raise _RunError(f"it crashed (signal {status - 128})")
+            raise FailedError(f"it crashed (signal {status - 128})")
         if status:
-            raise _RunError(_reason(text, f"it ended with code {status}"))
+            raise FailedError(_reason(text, f"it ended with code {status}"))
         return text
 
-    def shell(self, command, doing, seconds=None):
+    def shell(self, command: str, doing: str, seconds: float | None = None) -> tuple[int, str]:
         """(exit status, output) of a command on the device. The status is printed: old versions of adb lose it."""
         text = self._ask(["shell", f"({command}) 2>&1; echo status=$?"], doing, seconds or ANSWER_SECONDS)[1]
         output, _, status = text.rstrip().rpartition("status=")
@@ -422,11 +435,11 @@ class _Device:
             raise self._lost(doing, text)
         return int(status), output
 
-    def _kill(self):
+    def _kill(self) -> str:
         """A command that ends a `benchmark_model` that is still running there, as after Ctrl-C here."""
         return f"[ ! -f {self.folder}/pid ] || kill -9 $(cat {self.folder}/pid)"
 
-    def _ask(self, arguments, doing, seconds):
+    def _ask(self, arguments: Sequence[str], doing: str, seconds: float) -> tuple[int, str]:
         try:
             return _adb(self.adb, ["-s", self.serial, *arguments], seconds)
         except subprocess.TimeoutExpired:
@@ -434,7 +447,7 @@ class _Device:
                 f"{self} did not answer within {seconds:.0f} s while {doing}: restart it, run again."
             ) from None
 
-    def _lost(self, doing, text):
+    def _lost(self, doing: str, text: str) -> DeviceError:
         """The error of a command that adb could not carry out."""
         state = ""
         with contextlib.suppress(DeviceError):
@@ -444,7 +457,7 @@ class _Device:
         return DeviceError(f"{self} went away while {doing} ({_words(text)}): plug it in and run again.")
 
 
-def _adb(adb, arguments, seconds):
+def _adb(adb: str, arguments: Sequence[str], seconds: float) -> tuple[int, str]:
     """(exit code, output and errors)"""
     done = subprocess.run(
         [adb, *arguments],
@@ -459,7 +472,7 @@ def _adb(adb, arguments, seconds):
     return done.returncode, done.stdout
 
 
-def _serial(adb, where):
+def _serial(adb: str, where: str | None) -> str:
     """The serial number of the device to use."""
     try:
         code, text = _adb(adb, ["devices", "-l"], ANSWER_SECONDS)
@@ -483,7 +496,7 @@ def _serial(adb, where):
     return serial
 
 
-def _binary(device):
+def _binary(device: _Device) -> tuple[pathlib.Path, str]:
     """(path of `benchmark_model`, its ABI)"""
     cache = pathlib.Path.home() / ".cache" / "keras_vits" / "benchmark_model"
     named = os.environ.get(VARIABLE)
@@ -511,13 +524,13 @@ def _binary(device):
     return path, abi
 
 
-def _words(text):
+def _words(text: str) -> str:
     """The last line that says something, for an error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("adb: ").removeprefix("error: ").rstrip(".") if lines else "it said nothing"
 
 
-def _reason(text, otherwise):
+def _reason(text: str, otherwise: str) -> str:
     """Why `benchmark_model` failed: what it called an error, or what it says of a delegate."""
     for pattern in (
         r"^(?:ERROR|FATAL): (?!Benchmarking failed)(.+)",

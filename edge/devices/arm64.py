@@ -5,6 +5,8 @@ makes. The emulated processor is a Cortex-A76, as phones have since 2019, so tha
 there: half precision and dot products of int8. (QEMU's `max` adds SVE, with which QEMU 7.2 gave noise for int8 files.)
 """
 
+from __future__ import annotations
+
 import importlib.metadata
 import os
 import pathlib
@@ -13,11 +15,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
 from keras_vits._util.files import writing
 
+from ..artifact import Artifact
 from ..targets import litert
 
 THREADS = (1,)
@@ -59,7 +64,7 @@ np.save(outputs, np.stack(found))
 """
 
 
-def measure(artifacts, where, **_):
+def measure(artifacts: Sequence[Artifact], where: str | None, **_: Any) -> NoReturn:
     """Refuses.
 
     Raises:
@@ -71,7 +76,7 @@ def measure(artifacts, where, **_):
     )
 
 
-def outputs(artifact, images):
+def outputs(artifact: Artifact, images: np.ndarray) -> np.ndarray:
     """What a LiteRT artifact makes of images on the emulated processor.
 
     Args:
@@ -87,14 +92,16 @@ def outputs(artifact, images):
     return load(artifact).predict(images)
 
 
-def load(artifact):
+def load(artifact: Artifact) -> Runner:
     """A `Runner` of an artifact.
 
     Raises:
         ValueError: another format than LiteRT, or QEMU or the folder that `prepare` makes is missing.
     """
     if artifact.format not in FORMATS:
-        raise ValueError(f"{artifact.path.name} is of the format {artifact.format}, and arm64 runs: litert.")
+        raise ValueError(
+            f"{artifact.path.name} is of the format {artifact.format}, and arm64 runs: {', '.join(FORMATS)}."
+        )
     return Runner(artifact)
 
 
@@ -103,13 +110,13 @@ class Runner(litert.Runner):
     runtime of this machine.
     """
 
-    def __init__(self, artifact):
+    def __init__(self, artifact: Artifact):
         super().__init__(artifact.path, inputs=artifact.inputs, outputs=artifact.output_names)
         self.path, self.command = artifact.path, command()
         wheel = next((_folder() / "site").glob("ai_edge_litert-*.dist-info"))
         self.verified_by = f"ai_edge_litert {wheel.stem.split('-')[1]} on an ARM {CPU} emulated by {_qemu_version()}"
 
-    def predict(self, images):
+    def predict(self, images: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
         """Images (N,H,W,C), any N -> the first output (N,...), padding the last batch with zeros.
 
         Raises:
@@ -129,7 +136,7 @@ class Runner(litert.Runner):
             return np.concatenate(np.load(found))[:count]
 
 
-def command():
+def command() -> list[Any]:
     """What runs `SCRIPT` on the emulated processor; the paths of the file, the images and the outputs follow.
 
     Raises:
@@ -139,7 +146,7 @@ def command():
     return [_qemu(), "-cpu", CPU, "-L", folder / "root", _python(folder), "-I", "-S", "-c", SCRIPT, folder / "site"]
 
 
-def prepare(folder=None):
+def prepare(folder: str | pathlib.Path | None = None) -> pathlib.Path:
     """Fills a folder with Python and LiteRT for ARM: Debian's packages and the wheels of the versions installed here.
 
     Some 55 MB are downloaded by apt-get and pip from where they download on this machine. Nothing is installed on it,
@@ -179,7 +186,7 @@ def prepare(folder=None):
     return folder
 
 
-def _packages(folder):
+def _packages(folder: pathlib.Path) -> list[pathlib.Path]:
     """Downloads `PACKAGES` for ARM; apt-get's own lists and state stay in the folder, too."""
     for name in ("lists/partial", "archives/partial"):
         (folder / name).mkdir(parents=True)
@@ -199,7 +206,7 @@ def _packages(folder):
     return sorted((folder / "archives").glob("*.deb"))
 
 
-def _run(*command):
+def _run(*command: Any) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         name = pathlib.Path(command[0]).name
@@ -207,11 +214,11 @@ def _run(*command):
         raise ValueError(f"arm64 could not be prepared, {name} ended with code {done.returncode}: {lines[-1].strip()}")
 
 
-def _default_folder():
+def _default_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get(VARIABLE) or FOLDER).expanduser().absolute()
 
 
-def _folder():
+def _folder() -> pathlib.Path:
     folder = _default_folder()
     if not (folder / "site" / "ai_edge_litert").is_dir() or not _python(folder):
         raise ValueError(
@@ -221,20 +228,20 @@ def _folder():
     return folder
 
 
-def _python(folder):
+def _python(folder: pathlib.Path) -> pathlib.Path | None:
     """The Python for ARM in a prepared folder, or `None`."""
     programs = (folder / "root" / "usr" / "bin").glob("python3.*")
     return next((path for path in programs if re.fullmatch(r"python3\.\d+", path.name)), None)
 
 
-def _qemu():
+def _qemu() -> str:
     for name in QEMU:
         if path := shutil.which(name):
             return path
     raise ValueError(f"Running ARM programs here needs {QEMU[0]} or {QEMU[1]}: install qemu-user-static.")
 
 
-def _qemu_version():
+def _qemu_version() -> str:
     said = subprocess.run([_qemu(), "--version"], capture_output=True, text=True, check=False).stdout
     found = re.search(r"version (\S+)", said)
     return f"QEMU {found[1]}" if found else "QEMU"

@@ -1,118 +1,126 @@
-"""The CPU of this machine: each artifact in child processes of its own (host_worker.py).
+"""The CPU of this machine: each artifact in child processes of its own (host_worker.py), in turns (turns.py).
 
-They are started in a changing order and measured in turns, A B C B A C ..., so that a machine that slows down for a
-second slows all of them down, and a ratio between two of them stays true. A child that is not being measured waits for
-its next line and uses no CPU. Where its memory happens to lie gives every process a speed of its own: each LiteRT file
-has several, one after the other.
+They are started in a changing order. A child that is not being measured waits for its next line and uses no CPU. Where
+its memory happens to lie gives every process a speed of its own: a file whose weights each process lays out anew
+(`Traits.restarts`) has several, one after the other.
 """
+
+from __future__ import annotations
 
 import contextlib
 import datetime
-import math
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_vits._util.process import Worker, WorkerError
 from keras_vits._util.progress import progress
 
-from ..records import Latency, cpu_name
+from ..artifact import Artifact
+from ..records import Latency
 from ..targets._protocol import names, target
+from ._common import cpu_name
+from .turns import Goal, Timed, take_turns
 
 THREADS = (2,)
 ACCELERATORS = ("cpu",)
 FORMATS = names()
 WORKER = pathlib.Path(__file__).with_name("host_worker.py")
-PROCESSES = 3  # of a LiteRT file, one after the other: identical files in one process each differed by 2 to 6 percent
-ROUND_SECONDS = 0.1  # of one artifact's turn
-WARMUP_RUNS = 3  # at least
-PATIENCE = 10  # an artifact so slow that `min_runs` takes this many times `min_seconds` is not run `min_runs` times
+PROCESSES = 3  # of a file that restarts, one after the other: identical files in one process each differed by 2 to 6 %
 
 
-def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, warmup_seconds):
+def measure(
+    artifacts: Sequence[Artifact],
+    where: str | None,
+    *,
+    threads: tuple[int, ...],
+    accelerators: tuple[str, ...] | None,
+    min_runs: int,
+    min_seconds: float,
+    warmup_seconds: float,
+) -> list[Latency]:
     """See `edge.benchmark`; `where` and `accelerators` have nothing to choose from."""
     if where:
         raise ValueError(f"The device 'host' is this machine and takes no address; received {where!r}.")
     for artifact in artifacts:
         if reason := target(artifact.format).traits.unavailable():
             raise ValueError(f"{artifact.path.name} {reason}.")
-    return in_turns(
-        [Child(artifact, count) for artifact in artifacts for count in threads],
-        "host",
-        min_runs,
-        min_seconds,
-        warmup_seconds,
-        PROCESSES,
-    )
+    children = [Child(artifact, count) for artifact in artifacts for count in threads]
+    return in_turns(children, "host", min_runs, min_seconds, warmup_seconds, PROCESSES)
 
 
-def in_turns(children, device, min_runs, min_seconds, warmup_seconds, processes=1):
-    """Measures children in turns, LiteRT files in so many processes; a `Latency` of each child, in their order."""
+def in_turns(
+    children: Sequence[Child],
+    device: str,
+    min_runs: int,
+    min_seconds: float,
+    warmup_seconds: float,
+    processes: int = 1,
+) -> list[Latency]:
+    """Measures children in turns.
+
+    Args:
+        children: what is measured.
+        device: for the records.
+        min_runs, min_seconds, warmup_seconds: as of `edge.benchmark`; of each child, in all processes together.
+        processes: how many a child that restarts has, one after the other.
+
+    Returns:
+        A `Latency` of each child, in their order.
+    """
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    random = np.random.default_rng(0)
+    random, goal = np.random.default_rng(0), Goal(runs=min_runs, seconds=min_seconds)
     with contextlib.ExitStack() as kept:
         for i in range(processes):
             of = f", process {i + 1} of {processes}" if processes > 1 else ""
-            share = (i + 1) / processes  # of all runs, when these processes are done
-            if all(child.has_enough(min_runs * share, min_seconds * share) for child in children):
+            share = goal.part((i + 1) / processes)  # when these processes are done
+            if all(child.has_enough(share) for child in children):
                 continue  # one turn of a slow artifact may be more than its share
             with contextlib.ExitStack() as stack:
                 starting = [child for child in children if child.restarts or not i]
                 for j in progress(random.permutation(len(starting)), f"Loading{of}"):
                     (stack if starting[j].restarts else kept).enter_context(starting[j])
-                turns = [child.warm_up(warmup_seconds) for child in progress(children, f"Warming up{of}")]
-                estimate = max(
-                    max(math.ceil(min_runs / runs), math.ceil(min_seconds / ROUND_SECONDS)) for runs in turns
-                )
-                orders = rounds(children, min_runs * share, min_seconds * share, random)
-                for order in progress(orders, f"Measuring{of}", math.ceil(estimate / processes)):
-                    for j in order:
-                        children[j].measure(turns[j])
+                for child in progress(children, f"Warming up{of}"):
+                    child.warm_up(warmup_seconds)
+                take_turns(children, share, random=random, description=f"Measuring{of}")
     return [child.latency(device=device, started=started) for child in children]
 
 
-def rounds(children, min_runs, min_seconds, random=None):
-    """Yields the order of the next round until every child has run often and long enough.
-
-    It is another one each time: what ran before leaves the processor in its state, which is worth some percent.
-    """
-    random = random or np.random.default_rng(0)
-    while not all(child.has_enough(min_runs, min_seconds) for child in children):
-        yield random.permutation(len(children))
-
-
-class Child:
+class Child(Timed):
     """The process of one artifact. It ends with the `with` block, and with this process however that ends.
 
     Its measurements stay, and another `with` block, with another process, adds to them.
 
     Args:
         artifact: what it runs.
-        threads: how many its runtime may use.
+        threads: how many its runtime may use; `None` where it decides for itself.
         accelerator: what it runs on, for the record.
         **order: what its worker has to know beyond that.
     """
 
-    def __init__(self, artifact, threads, accelerator="cpu", **order):
+    def __init__(self, artifact: Artifact, threads: int | None, accelerator: str = "cpu", **order: Any):
+        super().__init__()
         self.artifact, self.threads, self.accelerator, self.order = artifact, threads, accelerator, order
         self.traits = target(artifact.format).traits
-        self.rounds = []  # one array of milliseconds for each turn
-        self.loads, self.peaks = [], []  # of each process and each turn
+        self.loads: list[dict[str, Any]] = []  # of each process
+        self.peaks: list[int] = []  # of each turn
 
     @property
-    def restarts(self):
+    def restarts(self) -> bool:
         """Whether each process lays out the file's weights anew; a Keras model takes long to load and compile."""
         return self.traits.restarts
 
-    def __enter__(self):
+    def __enter__(self) -> Child:
         artifact, environment = self.artifact, dict(os.environ)
         order = {"format": artifact.format, "path": str(artifact.path.absolute()), "threads": self.threads}
         order["inputs"] = [{"shape": spec.stored_shape, "dtype": spec.dtype} for spec in artifact.inputs]
         order |= {**self.traits.order(artifact), **self.order}
-        environment |= self.traits.environment(artifact, self.threads)
+        environment |= self.traits.environment(artifact, self.threads or 1)
         self.worker = Worker([sys.executable, "-P", str(WORKER)], environment)
         try:
             self.loads.append(self._ask(**order))
@@ -121,51 +129,38 @@ class Child:
             raise
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.worker.__exit__()
 
-    def _ask(self, **order):
+    def _ask(self, **order: Any) -> dict[str, Any]:
         try:
             return self.worker.ask(**order)
         except WorkerError as e:
             raise ValueError(f"{self.artifact.path.name} could not be measured, {e}") from None
 
-    def warm_up(self, seconds):
-        """Runs it for a while; returns how many runs make a turn of `ROUND_SECONDS`."""
+    def run(self, runs: int, seconds: float = 0.0) -> list[float]:
         start, ms = time.monotonic(), []
-        while len(ms) < WARMUP_RUNS or time.monotonic() - start < seconds:
-            ms += self._ask(runs=1)["ms"]
-        return max(1, round(ROUND_SECONDS * 1e3 / np.median(ms)))  # the first run may compile, for seconds
-
-    def measure(self, runs):
-        answer = self._ask(runs=runs)
-        self.rounds.append(np.array(answer["ms"]))
-        self.peaks.append(answer["peak_memory_bytes"])
-
-    def has_enough(self, min_runs, min_seconds):
-        runs, seconds = sum(map(len, self.rounds)), sum(ms.sum() for ms in self.rounds) / 1e3
-        return (runs >= min_runs and seconds >= min_seconds) or (runs > 0 and seconds > PATIENCE * min_seconds)
+        while len(ms) < runs or time.monotonic() - start < seconds:
+            answer = self._ask(runs=1 if seconds else runs)
+            ms += answer["ms"]
+            self.peaks.append(answer["peak_memory_bytes"])
+        return ms
 
     @property
-    def load_ms(self):
+    def load_ms(self) -> float:
         return float(np.median([loaded["load_ms"] for loaded in self.loads]))
 
-    def latency(self, **common):
-        ms = np.concatenate(self.rounds)
-        median, p90, p99 = (float(p) for p in np.percentile(ms, [50, 90, 99]))
+    def latency(self, **common: Any) -> Latency:
+        """The record of what was measured; `common`: its fields that all children share."""
         return Latency(
             artifact_path=self.artifact.path,
             cpu=cpu_name(),
             accelerator=self.accelerator,
             threads=self.threads,
-            runs=len(ms),
-            median_ms=median,
-            p90_ms=p90,
-            p99_ms=p99,
             load_ms=self.load_ms,
             peak_memory_bytes=max(self.peaks, default=None),
-            round_ms=tuple(float(r.mean()) for r in self.rounds),
             runtime=self.loads[-1]["runtime"],
             baseline_memory_bytes=self.loads[-1].get("baseline_memory_bytes"),
+            **self.times,
             **common,
         )

@@ -25,15 +25,20 @@ the figures that Xcode showed (github.com/troobit/medata, github.com/D0NMEGA/Cor
 A report also holds the phone's serial number and name, which are not read.
 """
 
+from __future__ import annotations
+
 import collections
 import datetime
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_vits._util.files import writing
 
+from ..artifact import Artifact
 from ..records import DeviceError, Latency
 
 THREADS = (1,)
@@ -41,7 +46,7 @@ ACCELERATORS = ("cpu", "cpu_and_gpu", "cpu_and_ne", "all")
 FORMATS = ("coreml",)
 UNITS = {0: "cpu", 1: "cpu_and_gpu", 2: "all", 3: "cpu_and_ne"}  # MLComputeUnits -> our name
 NAMES = {"cpu": "CPU only", "cpu_and_gpu": "CPU and GPU", "cpu_and_ne": "CPU and Neural Engine", "all": "All"}
-DEVICES = {"cpu": "cpu", "gpu": "gpu", "neuralEngine": "neural_engine"}  # a report's name -> ours
+UNIT_NAMES = {"cpu": "cpu", "gpu": "gpu", "neuralEngine": "neural_engine"}  # a report's name -> ours
 EPOCH = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
 JSON_VERSION = 1
 
@@ -67,7 +72,7 @@ The file these steps are for: {size_bytes} bytes, sha256 {sha256}.
 """
 
 
-def write_steps(artifact, folder=None):
+def write_steps(artifact: Artifact, folder: str | pathlib.Path | None = None) -> pathlib.Path:
     """Writes what to do in Xcode to measure an artifact, as `<file>.xcode.md`.
 
     Args:
@@ -81,7 +86,9 @@ def write_steps(artifact, folder=None):
         ValueError: another format, or a folder that cannot be written.
     """
     if artifact.format not in FORMATS:
-        raise ValueError(f"{artifact.path.name} is of the format {artifact.format}, and Xcode measures: coreml.")
+        raise ValueError(
+            f"{artifact.path.name} is of the format {artifact.format}, and Xcode measures: {', '.join(FORMATS)}."
+        )
     path = pathlib.Path(folder or artifact.path.parent) / f"{artifact.path.name}.xcode.md"
     units = ", ".join(f"**{name}**" for name in NAMES.values())
     text = STEPS.format(file=artifact.path.name, units=units, size_bytes=artifact.size_bytes, sha256=artifact.sha256)
@@ -90,7 +97,9 @@ def write_steps(artifact, folder=None):
     return path
 
 
-def measure(artifacts, where, *, accelerators, **_):
+def measure(
+    artifacts: Sequence[Artifact], where: str | None, *, accelerators: Sequence[str] | None, **_: Any
+) -> list[Latency]:
     """Imports what Xcode measured; the other arguments of `edge.benchmark` were up to Xcode.
 
     Args:
@@ -125,7 +134,7 @@ def measure(artifacts, where, *, accelerators, **_):
     return found
 
 
-def read_report(path, artifact):
+def read_report(path: str | pathlib.Path, artifact: Artifact) -> Latency:
     """What Xcode measured, as a `Latency`.
 
     Args:
@@ -182,7 +191,7 @@ def read_report(path, artifact):
     )
 
 
-def _load(path):
+def _load(path: pathlib.Path) -> dict[str, Any]:
     file = path / "report.json" if path.is_dir() else path
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -198,11 +207,11 @@ def _load(path):
     return data
 
 
-def _file_name(path):
+def _file_name(path: pathlib.Path) -> str:
     return _get(path, _load(path), "modelMetadata", "fileName")
 
 
-def _get(path, data, *keys):
+def _get(path: pathlib.Path, data: Any, *keys: str) -> Any:
     """A field of a report."""
     for key in keys:
         if not isinstance(data, dict) or key not in data:
@@ -211,7 +220,7 @@ def _get(path, data, *keys):
     return data
 
 
-def _samples(path, data, step):
+def _samples(path: pathlib.Path, data: Any, step: str) -> list[float]:
     """Milliseconds."""
     samples = _get(path, data, "deviceResults", step, "samples")
     if not samples:
@@ -219,7 +228,7 @@ def _samples(path, data, step):
     return [1e3 * seconds for seconds in samples]
 
 
-def _shares(results):
+def _shares(results: Mapping[str, Any]) -> dict[str, float]:
     """Where the operations of a report run; {} where it does not say."""
     functions = results.get("modelStructure", {}).get("program", {}).get("_0", {}).get("functions", {})
     counts, costs = collections.Counter(), collections.Counter()
@@ -228,12 +237,12 @@ def _shares(results):
         for operation in blocks.pop().get("operations", ()):
             blocks += operation.get("blocks", ())
             for kind in operation.get("deviceUsage", {}).get("preferred", {}).get("deviceType", ()):
-                counts[DEVICES.get(kind, kind)] += 1
-                costs[DEVICES.get(kind, kind)] += operation.get("cost", {}).get("weight", 0.0)
+                counts[UNIT_NAMES.get(kind, kind)] += 1
+                costs[UNIT_NAMES.get(kind, kind)] += operation.get("cost", {}).get("weight", 0.0)
     if not counts:
         return {}
     shares = {"operations": counts.total()}
     for label, found in (("operations", counts), ("cost", costs)):
         if found.total():
-            shares |= {f"{label}_{name}": found[name] / found.total() for name in (*DEVICES.values(), *found)}
+            shares |= {f"{label}_{name}": found[name] / found.total() for name in (*UNIT_NAMES.values(), *found)}
     return shares

@@ -4,14 +4,18 @@ Core ML may use what it was given or leave it: `"cpu_and_ne"` allows the Neural 
 that the Neural Engine lacks, or that is too small for it, runs on the CPU. Its number of threads is its own affair.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import platform
 import sys
 import warnings
+from collections.abc import Sequence
 
 from keras_vits._util.progress import progress
 
-from ..records import DeviceError, DeviceWarning
+from ..artifact import Artifact
+from ..records import DeviceError, DeviceWarning, Latency
 from . import host
 
 THREADS = (1,)
@@ -19,7 +23,16 @@ ACCELERATORS = ("cpu", "cpu_and_gpu", "cpu_and_ne", "all")
 FORMATS = ("coreml",)
 
 
-def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, warmup_seconds):
+def measure(
+    artifacts: Sequence[Artifact],
+    where: str | None,
+    *,
+    threads: tuple[int, ...],
+    accelerators: tuple[str, ...] | None,
+    min_runs: int,
+    min_seconds: float,
+    warmup_seconds: float,
+) -> list[Latency]:
     """See `edge.benchmark`. Everything is tried once before the turns begin, and what fails is left out of them.
 
     Returns:
@@ -53,16 +66,16 @@ def measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, w
     ]
 
 
-def _present():
+def _present() -> tuple[str, ...]:
     """The compute units of this Mac; one with an Intel processor has no Neural Engine."""
     return tuple(name for name in ACCELERATORS if name != "cpu_and_ne" or platform.machine() == "arm64")
 
 
-def _child(artifact, name):
+def _child(artifact: Artifact, name: str) -> host.Child:
     return host.Child(artifact, None, name, compute_units="cpu_only" if name == "cpu" else name)
 
 
-def _try(artifact, name):
+def _try(artifact: Artifact, name: str) -> float | None:
     """Milliseconds that loading took, or `None` with a warning where loading or running fails."""
     try:
         with _child(artifact, name) as child:
@@ -70,3 +83,4 @@ def _try(artifact, name):
             return child.load_ms
     except ValueError as e:
         warnings.warn(DeviceWarning(f"{artifact.path.name} on {name}: {e}"), stacklevel=4)
+        return None

@@ -1,26 +1,52 @@
-"""Latency, load time and memory of artifacts on a device that can be reached.
+"""Latency, load time and memory of artifacts on a device that can be reached; see devices/."""
 
-A kind of device is one file in devices/, with
+from __future__ import annotations
 
-    THREADS         how many threads a runtime may use where the caller does not say, a tuple
-    ACCELERATORS    names of everything there that may run an artifact, the CPU first
-    FORMATS         of the artifacts that it can run
-    measure(artifacts, where, *, threads, accelerators, min_runs, min_seconds, warmup_seconds) -> [Latency]
-
-where `where` is what stands behind the colon of `"android:R58M123"`, or `None`.
-"""
-
-import importlib
+from collections.abc import Sequence
+from typing import overload
 
 from ..artifact import Artifact
-from ..records import check
+from ..devices._common import check
+from ..devices._common import device as device_of
+from ..records import Latency
 
-DEVICES = ("host", "android", "browser", "macos", "ios", "arm64")
+
+@overload
+def benchmark(
+    artifacts: Artifact,
+    *,
+    device: str = ...,
+    threads: int | Sequence[int] | None = ...,
+    accelerators: str | Sequence[str] | None = ...,
+    min_runs: int = ...,
+    min_seconds: float = ...,
+    warmup_seconds: float = ...,
+) -> Latency | list[Latency]: ...
+
+
+@overload
+def benchmark(
+    artifacts: Sequence[Artifact],
+    *,
+    device: str = ...,
+    threads: int | Sequence[int] | None = ...,
+    accelerators: str | Sequence[str] | None = ...,
+    min_runs: int = ...,
+    min_seconds: float = ...,
+    warmup_seconds: float = ...,
+) -> list[Latency]: ...
 
 
 def benchmark(
-    artifacts, *, device="host", threads=None, accelerators=None, min_runs=50, min_seconds=2.0, warmup_seconds=0.5
-):
+    artifacts: Artifact | Sequence[Artifact],
+    *,
+    device: str = "host",
+    threads: int | Sequence[int] | None = None,
+    accelerators: str | Sequence[str] | None = None,
+    min_runs: int = 50,
+    min_seconds: float = 2.0,
+    warmup_seconds: float = 0.5,
+) -> Latency | list[Latency]:
     """Measures artifacts in turns, so that they can be compared.
 
     Args:
@@ -47,15 +73,13 @@ def benchmark(
         DeviceError: a device that is not there or went away, with what it had measured.
     """
     one = isinstance(artifacts, Artifact)
-    artifacts = [artifacts] if one else list(artifacts)
+    artifacts = [artifacts] if isinstance(artifacts, Artifact) else list(artifacts)
     kind, _, where = str(device).partition(":")
-    if kind not in DEVICES:
-        raise ValueError(f"Unknown device {device!r}. Known: {', '.join(DEVICES)}.")
-    module = importlib.import_module(f"...devices.{kind}", __name__)
+    module = device_of(kind)
     threads = module.THREADS if threads is None else threads
     threads = (threads,) if isinstance(threads, int) else tuple(threads)
-    chosen = (accelerators,) if isinstance(accelerators, str) else accelerators and tuple(accelerators)
-    check(artifacts, module, kind, threads, chosen, min_runs)
+    chosen = (accelerators,) if isinstance(accelerators, str) else tuple(accelerators or ()) or None
+    check(artifacts, kind, threads, chosen, min_runs)
     found = module.measure(
         artifacts,
         where or None,

@@ -1,12 +1,17 @@
 """A scatter plot as a piece of SVG for the report: every point is labelled, and its colours are those of the page."""
 
+from __future__ import annotations
+
 import dataclasses
 import io
 import math
 import re
+from collections.abc import Iterator, Sequence
 from html import escape
+from typing import Any
 
-MARKERS = {"litert": "o", "coreml": "s", "onnx": "D", "keras": "^"}
+Box = tuple[float, float, float, float]  # (left, bottom, right, top) in pixels
+
 MARKER_SIZES = {True: 9, False: 6}  # half the width of what a label keeps clear of: a chosen point has a ring
 FONT = 8  # points, of the labels
 
@@ -23,7 +28,7 @@ class Point:
         x: in the unit of the axis, positive.
         y: in the unit of the axis.
         label: a word beside it.
-        marker: a key of `MARKERS`.
+        marker: matplotlib's, see `Traits.marker`.
         series: number of the series it belongs to, or `None` where there is only one.
         chosen: whether it stands out.
     """
@@ -36,14 +41,14 @@ class Point:
     chosen: bool = False
 
 
-def plot(points, x_label, y_label):
+def plot(points: Sequence[Point], x_label: str, y_label: str) -> str:
     """An `<svg>` element with the points; x is logarithmic where it spans more than a factor of five."""
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError('A report needs matplotlib. From a checkout: pip install -e ".[report]"') from None
+        raise ImportError('matplotlib is needed for a report: pip install -e ".[report]"') from None
 
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": x_label, "font.size": 9, "text.parse_math": False}
@@ -59,9 +64,8 @@ def plot(points, x_label, y_label):
             inside = (
                 COLOURS["paper"] if (p.series or 0) % 2 else colour
             )  # hollow: two series differ without colours too
-            marker = MARKERS[p.marker]
             axes.plot(
-                p.x, p.y, marker, color=colour, markerfacecolor=inside, markersize=6.5, markeredgewidth=1.5, zorder=3
+                p.x, p.y, p.marker, color=colour, markerfacecolor=inside, markersize=6.5, markeredgewidth=1.5, zorder=3
             )
             if p.chosen:
                 axes.plot(
@@ -74,11 +78,11 @@ def plot(points, x_label, y_label):
     return themed(drawing.getvalue(), f"{y_label}, {x_label}")
 
 
-def _colour(point):
+def _colour(point: Point) -> str:
     return COLOURS["series0"] if point.series is None else COLOURS[f"series{point.series % 4}"]
 
 
-def _scale(axes, xs, ys):
+def _scale(axes: Any, xs: Sequence[float], ys: Sequence[float]) -> None:
     """Limits and ticks with room for the labels; y is in percent."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -103,10 +107,9 @@ def _scale(axes, xs, ys):
 
 
 # ---------------------------------------------------------------- labels
-# A box is (left, bottom, right, top) in pixels.
 
 
-def _label(figure, canvas, axes, points):
+def _label(figure: Any, canvas: Any, axes: Any, points: Sequence[Point]) -> None:
     """Writes each label at the nearest free place; a line joins it to its point where that is not beside it."""
     figure.draw_without_rendering()
     area = axes.get_window_extent().extents
@@ -136,7 +139,9 @@ def _label(figure, canvas, axes, points):
         taken += [box, *line]
 
 
-def _places(centre, size, nearest):
+def _places(
+    centre: tuple[float, float], size: tuple[float, float], nearest: float
+) -> Iterator[tuple[float, Box, list[Box]]]:
     """Where a label of a size could stand: (distance, its box, small boxes along the line from the point to it)."""
     (x, y), (width, height) = centre, size
     for step, distance in enumerate(nearest + gap for gap in (0, 4, 12, 22, 34, 48, 64, 82)):
@@ -148,22 +153,22 @@ def _places(centre, size, nearest):
             yield distance, box, [_square(x + (end[0] - x) * t, y + (end[1] - y) * t, 1) for t in stops]
 
 
-def _cost(place, area, taken):
+def _cost(place: tuple[float, Box, list[Box]], area: Box, taken: Sequence[Box]) -> float:
     distance, box, line = place
     outside = box[0] < area[0] or box[1] < area[1] or box[2] > area[2] or box[3] > area[3]
     hits = sum(_meet(piece, other) for piece in (box, *line) for other in taken)
     return 1000 * outside + 100 * hits + distance
 
 
-def _square(x, y, half):
+def _square(x: float, y: float, half: float) -> Box:
     return (x - half, y - half, x + half, y + half)
 
 
-def _meet(a, b):
+def _meet(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def themed(svg, name):
+def themed(svg: str, name: str) -> str:
     """matplotlib's file as an element of the page: no prologue, no fixed size, no needless ids, the page's colours."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
     svg = re.sub(

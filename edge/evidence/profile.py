@@ -11,6 +11,8 @@ that ran are then the same list but for what was fused, and their longest common
 lies between two operations that agree is one operator for all of them, named `"DEQUANTIZE+GELU+QUANTIZE"`.
 """
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import importlib.metadata
@@ -19,6 +21,8 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +30,10 @@ from keras_vits._util.process import Worker, WorkerError
 from keras_vits._util.progress import progress
 
 from .. import artifact as artifacts
+from ..artifact import Artifact
 from ..targets import litert
-from ..targets._protocol import target
-from ..targets.litert.quantization import File
+from ..targets._protocol import names, target
+from ..targets.litert.flatbuffer import File
 
 OLDEST = (2, 1, 6)  # ai-edge-litert whose C functions take what profile_worker.py gives them
 WORKER = pathlib.Path(__file__).with_name("profile_worker.py")
@@ -83,11 +88,11 @@ class Profile:
     operations: tuple[OperationTime, ...]
 
     @property
-    def operations_ms(self):
+    def operations_ms(self) -> float:
         """What the operations' times add up to; well below `total_ms` where other work kept interrupting the runs."""
         return sum(operation.ms for operation in self.operations)
 
-    def by_layer(self, depth=2):
+    def by_layer(self, depth: int = 2) -> dict[str, float]:
         """Layer -> ms, in the order they run in.
 
         Args:
@@ -95,17 +100,17 @@ class Profile:
         """
         return self._summed(lambda operation: shortened(operation.layer, depth))
 
-    def by_op(self):
+    def by_op(self) -> dict[str, float]:
         """TFLite's name of an operation -> ms, the longest first."""
         return dict(sorted(self._summed(lambda operation: operation.op).items(), key=lambda item: -item[1]))
 
-    def _summed(self, key):
-        found = {}
+    def _summed(self, key: Callable[[OperationTime], str]) -> dict[str, float]:
+        found: dict[str, float] = {}
         for operation in self.operations:
             found[key(operation)] = found.get(key(operation), 0.0) + operation.ms
         return found
 
-    def plot(self, path=None, depth=2):
+    def plot(self, path: str | pathlib.Path | None = None, depth: int = 2) -> str | pathlib.Path:
         """Draws where the time goes: a bar for each layer, of its kinds of operations.
 
         Args:
@@ -124,7 +129,7 @@ class Profile:
         return plot(self, path, depth)
 
 
-def profile(artifact, threads=1, runs=50):
+def profile(artifact: Artifact, threads: int = 1, runs: int = 50) -> Profile:
     """Measures each operation of a .tflite file on this machine, in a process of its own, on noise.
 
     Args:
@@ -144,7 +149,8 @@ def profile(artifact, threads=1, runs=50):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer; received {value!r}.")
     if not target(artifact.format).traits.profiled:
-        raise ValueError(f"{artifact.path.name} is of the format {artifact.format}: only .tflite files are profiled.")
+        known = " and ".join(target(name).suffix for name in names() if target(name).traits.profiled)
+        raise ValueError(f"{artifact.path.name} is of the format {artifact.format}: only {known} files are profiled.")
     artifacts.load(artifact.path)  # refuses a file that is not the one that was written
     library, runtime = _library()
     content = File(artifact.path.read_bytes())
@@ -178,14 +184,14 @@ def profile(artifact, threads=1, runs=50):
     )
 
 
-def shortened(layer, depth):
+def shortened(layer: str, depth: int) -> str:
     """The first parts of a layer's name."""
     return "/".join(layer.split("/")[:depth])
 
 
-def _library():
+def _library() -> tuple[pathlib.Path, str]:
     """(path of LiteRT's library, "package version" of it); a `ValueError` if it is too old or not there."""
-    package = litert._import("ai_edge_litert")
+    package = litert.require("ai_edge_litert")
     version = importlib.metadata.version("ai-edge-litert")
     advice = f'pip install "ai-edge-litert>={".".join(map(str, OLDEST))}"'
     if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < OLDEST:
@@ -197,7 +203,7 @@ def _library():
     return found[0], f"ai_edge_litert {version}"
 
 
-def _answer(worker, name):
+def _answer(worker: Worker, name: str) -> Any:
     """The worker's next line; `name`: of the file, for messages."""
     try:
         answer = worker.answer()
@@ -218,7 +224,7 @@ class _Specimens:
         file: a `File`.
     """
 
-    def __init__(self, file):
+    def __init__(self, file: File):
         self.file, S = file, file.S
         self.constant = {op.outputs[0]: op for op in file.main.operators if all(map(self._is_constant, op.inputs))}
         self.numbers = {}  # key of an operation -> which of the specimens it is
@@ -234,10 +240,10 @@ class _Specimens:
                 self._add(op)
                 self._add_marker()
 
-    def key(self, operator):
+    def key(self, operator: Any) -> Hashable:
         """Equal for operations that become the same."""
 
-        def described(tensor):
+        def described(tensor: int) -> Hashable:
             if tensor < 0:
                 return None
             t = self.file.main.tensors[tensor]
@@ -248,11 +254,11 @@ class _Specimens:
         tensors = tuple(map(described, (*operator.inputs, *operator.outputs)))
         return operator.opcodeIndex, len(operator.inputs), tensors, fields
 
-    def _is_constant(self, tensor):
+    def _is_constant(self, tensor: int) -> bool:
         data = tensor >= 0 and self.file.model.buffers[self.file.main.tensors[tensor].buffer].data
         return tensor < 0 or (data is not False and data is not None and len(data) > 0)
 
-    def _add_marker(self):
+    def _add_marker(self) -> None:
         S, kinds = self.file.S, {self.file.builtin(op) for op in self.file.main.operators}
         kind = next((kind for kind in MARKERS if kind not in kinds), None)
         if kind is None:
@@ -269,14 +275,14 @@ class _Specimens:
         self.graph.outputs.append(marker.outputs[0])
         self.graph.operators.append(marker)
 
-    def _marker_tensor(self):
+    def _marker_tensor(self) -> int:
         tensor = self.file.S.TensorT()
         tensor.name, tensor.shape = f"marker_{len(self.graph.tensors)}", np.array([1, 8], np.int32)
         tensor.type, tensor.buffer = self.file.S.TensorType.FLOAT32, 0
         self.graph.tensors.append(tensor)
         return len(self.graph.tensors) - 1
 
-    def _add(self, operator):
+    def _add(self, operator: Any) -> None:
         """Adds a copy of an operation, with what makes its constants before it."""
         new = {-1: -1}
         for made in dict.fromkeys(t for t in operator.inputs if t in self.constant):
@@ -284,7 +290,7 @@ class _Specimens:
         self._copy(operator, new)
         self.graph.outputs += [new[tensor] for tensor in operator.outputs]
 
-    def _copy(self, operator, new):
+    def _copy(self, operator: Any, new: dict[int, int]) -> None:
         for tensor in dict.fromkeys((*operator.inputs, *operator.outputs)):
             if tensor in new:
                 continue
@@ -303,10 +309,10 @@ class _Specimens:
         copied.outputs = np.array([new[t] for t in operator.outputs], np.int32)
         self.graph.operators.append(copied)
 
-    def bytes(self):
+    def bytes(self) -> bytes:
         return bytes(self.file.tools.convert_object_to_bytearray(self.model))
 
-    def learn(self, events):
+    def learn(self, events: Sequence[tuple[str, int, int]]) -> None:
         """Takes from the events of a run of this file what each specimen became."""
         names = [name for name, kind, _ in events if kind == OPERATOR]
         count, marker = len(self.numbers), names[0] if names else None
@@ -318,7 +324,7 @@ class _Specimens:
             else:
                 self.became[-1].append(name)
 
-    def operators(self, operator):
+    def operators(self, operator: Any) -> Sequence[str]:
         """Names of what an operation becomes, if the runtime's delegate takes it; () for one of constants."""
         return () if operator.outputs[0] in self.constant else self.became[self.numbers[self.key(operator)]]
 
@@ -326,7 +332,13 @@ class _Specimens:
 # ---------------------------------------------------------------- which operation an operator comes from
 
 
-def _operations(file, specimens, events, ms, filename):
+def _operations(
+    file: File,
+    specimens: _Specimens,
+    events: Sequence[tuple[str, int, int]],
+    ms: np.ndarray,
+    filename: str,
+) -> tuple[OperationTime, ...]:
     """The `OperationTime`s of events [(name, type, node), ...] with their times."""
     alone = {node for _, kind, node in events if kind == NODE}
     order = _executed(file, alone)
@@ -360,14 +372,14 @@ def _operations(file, specimens, events, ms, filename):
     )
 
 
-def _layer(tensors):
+def _layer(tensors: Sequence[str]) -> str:
     """The innermost layer that all of the tensors lie in, or the last one's if there is none."""
     layers = [(name.rpartition("/")[0] or name).split("/") for name in tensors]
     same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*layers, strict=False))
     return "/".join([part for part, *_ in same] or layers[-1])
 
 
-def _executed(file, alone):
+def _executed(file: File, alone: set[int]) -> list[int]:
     """Numbers of the operations in the order they run in.
 
     The runtime takes turns between what its delegate runs and what runs alone: each time all that is ready, in the
@@ -388,7 +400,7 @@ def _executed(file, alone):
     return order
 
 
-def common(a, b):
+def common(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[tuple[int, int]]:
     """The longest common subsequence of two lists: [(place in a, place in b), ...]."""
     number = {}
     b = np.array([number.setdefault(item, len(number)) for item in b], np.int32)

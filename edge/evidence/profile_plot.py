@@ -1,12 +1,16 @@
 """Where the time goes, drawn: a bar for each layer of a file, of its kinds of operations."""
 
+from __future__ import annotations
+
 import io
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from keras_vits._util.files import writing
 
 from . import plots as report_plot
-from .profile import shortened
+from .profile import Profile, shortened
 
 KINDS = 4  # of operations that have colours of their own: the ones that take the longest
 OTHER = "other operations"
@@ -22,7 +26,7 @@ LIGHT = {  # the report's page, in light mode
 }
 
 
-def plot(profile, path, depth):
+def plot(profile: Profile, path: str | pathlib.Path | None, depth: int) -> str | pathlib.Path:
     """See `Profile.plot`."""
     if path is None:
         return report_plot.themed(_svg(profile, depth, report_plot.COLOURS), "Where the time goes, ms by layer")
@@ -40,7 +44,7 @@ def plot(profile, path, depth):
     return path
 
 
-def _svg(profile, depth, colours):
+def _svg(profile: Profile, depth: int, colours: Mapping[str, str]) -> str:
     figure = _figure(profile, depth, colours)
     import matplotlib  # which the figure has shown to be there
 
@@ -51,11 +55,11 @@ def _svg(profile, depth, colours):
     return drawing.getvalue()
 
 
-def _figure(profile, depth, colours):
+def _figure(profile: Profile, depth: int, colours: Mapping[str, str]) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError('A plot needs matplotlib. From a checkout: pip install -e ".[report]"') from None
+        raise ImportError('matplotlib is needed for a plot: pip install -e ".[report]"') from None
     layers = list(profile.by_layer(depth))
     kinds = list(profile.by_op())
     series = {kind: kind if i < KINDS else OTHER for i, kind in enumerate(kinds)}

@@ -8,12 +8,16 @@ It is started as a script and imports nothing of this package: what these functi
 own affair.
 """
 
+from __future__ import annotations
+
 import ctypes
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +100,7 @@ class RefusalError(Exception):
 class Library:
     """libLiteRt: `library.RunCompiledModel(...)` calls LiteRtRunCompiledModel; a failure is a `RefusalError`."""
 
-    def __init__(self, path):
+    def __init__(self, path: str):
         loaded = ctypes.CDLL(path)
         if missing := [name for name in (*FUNCTIONS, *ENDS) if not hasattr(loaded, name)]:
             raise RefusalError(f"its library has no {', '.join(missing)}")
@@ -105,14 +109,14 @@ class Library:
             function.argtypes, function.restype = types, INT if name in FUNCTIONS else None
             setattr(self, name.removeprefix("LiteRt"), self._checked(name, function))
 
-    def _checked(self, name, function):
-        def call(*arguments):
+    def _checked(self, name: str, function: Any) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
             if status := function(*arguments):
                 raise RefusalError(f"{name} returned status {status}")
 
         return call
 
-    def made(self, function, *arguments):
+    def made(self, function: Callable[..., None], *arguments: Any) -> ctypes.c_void_p:
         """What a function makes of its arguments, by the pointer that is its last one."""
         pointer = POINTER()
         function(*arguments, ctypes.byref(pointer))
@@ -128,7 +132,7 @@ class Model:
         threads: how many the runtime may use.
     """
 
-    def __init__(self, library, path, threads):
+    def __init__(self, library: Library, path: str, threads: int):
         self.library, made = library, library.made
         self.environment = made(library.CreateEnvironment, 0, None)
         self.model = made(library.CreateModelFromFile, self.environment, os.fsencode(path))
@@ -143,7 +147,7 @@ class Model:
         self.signature = made(library.GetModelSignature, self.model, 0)
         self.inputs, self.outputs = self._buffers("Input"), self._buffers("Output")
 
-    def close(self):
+    def close(self) -> None:
         library = self.library
         for buffer in (*self.inputs, *self.outputs):
             library.DestroyTensorBuffer(buffer)
@@ -152,7 +156,7 @@ class Model:
         library.DestroyModel(self.model)
         library.DestroyEnvironment(self.environment)
 
-    def _buffers(self, side):
+    def _buffers(self, side: str) -> Any:
         library, count, found = self.library, SIZE(), []
         tensor_of, needs_of = (
             getattr(library, f"Get{name}")
@@ -169,7 +173,7 @@ class Model:
                 self._fill(found[-1], math.prod(kind.shape[: kind.rank]), DTYPES[kind.element])
         return (POINTER * len(found))(*found)
 
-    def _fill(self, buffer, count, dtype):
+    def _fill(self, buffer: Any, count: int, dtype: str) -> None:
         address, random = POINTER(), np.random.default_rng(0)
         self.library.LockTensorBuffer(buffer, ctypes.byref(address), WRITE)
         noise = random.normal(size=count) if dtype == "float32" else random.integers(0, 128, count)
@@ -177,13 +181,13 @@ class Model:
         ctypes.memmove(address, content, len(content))
         self.library.UnlockTensorBuffer(buffer)
 
-    def run(self):
+    def run(self) -> float:
         """One run, in ms."""
         start = time.perf_counter()
         self.library.RunCompiledModel(self.compiled, 0, len(self.inputs), self.inputs, len(self.outputs), self.outputs)
         return (time.perf_counter() - start) * 1e3
 
-    def profiled(self):
+    def profiled(self) -> tuple[float, Any]:
         """One run: (ms, its events)."""
         library, count = self.library, INT()
         library.StartProfiler(self.profiler)  # forgets the events of the run before
@@ -195,11 +199,11 @@ class Model:
         return ms, events
 
 
-def main():
+def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a runtime may print what it likes
 
-    def reply(value):
+    def reply(value: Any) -> None:
         print(json.dumps(value), file=replies, flush=True)
 
     order = json.loads(sys.stdin.readline())

@@ -4,6 +4,8 @@ The page is one HTML file that needs no network and follows the reader's light o
 numbers and a Markdown table lie beside it.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import importlib.metadata
 import json
@@ -12,21 +14,23 @@ import os
 import pathlib
 import platform
 import urllib.parse
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from keras_vits._util.files import writing
 
 from ..artifact import Artifact
-from ..records import Latency, Verification, cpu_name
+from ..devices._common import cpu_name
+from ..records import Latency, Verification
+from ..targets._protocol import Traits, names, target
 from .plots import Point, plot
 
 TOLERANCE = 0.01  # of top-1: a file this close to the most accurate one is as good as it
-FORMATS = {"litert": "LiteRT", "coreml": "Core ML", "onnx": "ONNX", "keras": "Keras"}
-SIGNS = {"litert": "●", "coreml": "■", "onnx": "◆", "keras": "▲"}  # in the plots
-PHONES = {"litert": "Android", "coreml": "iPhone"}  # what a format is for
 PACKAGES = (
     "keras-vits keras numpy jax tensorflow torch ai-edge-litert ai-edge-quantizer coremltools onnx onnxruntime".split()
 )
+TEMPLATES = pathlib.Path(__file__).with_name("templates")
+STYLE = (TEMPLATES / "report.css").read_text(encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,13 @@ class Report:
     markdown: pathlib.Path
 
 
-def report(rows, path, *, title=None, environment=None):
+def report(
+    rows: Sequence[Row],
+    path: str | pathlib.Path,
+    *,
+    title: str | None = None,
+    environment: Mapping[str, Any] | None = None,
+) -> Report:
     """Writes a report: one HTML page, and a JSON and a Markdown file of the same name beside it.
 
     Args:
@@ -66,6 +76,7 @@ def report(rows, path, *, title=None, environment=None):
         A `Report`, the three paths.
 
     Raises:
+        ImportError: Jinja2 or matplotlib is not installed.
         ValueError: no rows; a latency of an artifact that was not verified; a verification or latency of another file;
             a path that does not end in `.html` or cannot be written.
     """
@@ -88,9 +99,14 @@ def report(rows, path, *, title=None, environment=None):
     return written
 
 
-def host_environment():
+def host_environment() -> dict[str, Any]:
     """What numbers are made with here, as name -> value: processor, system, Python, and the packages that matter."""
-    facts = {"cpu": cpu_name(), "cores": os.cpu_count(), "os": platform.platform(), "python": platform.python_version()}
+    facts: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+    }
     for package in PACKAGES:
         try:
             facts[package] = importlib.metadata.version(package)
@@ -102,7 +118,7 @@ def host_environment():
 # ---------------------------------------------------------------- what the rows say
 
 
-def _check(rows):
+def _check(rows: Sequence[Row]) -> None:
     if not rows:
         raise ValueError("A report needs at least one row.")
     for row in rows:
@@ -117,59 +133,71 @@ def _check(rows):
             raise ValueError(f"The latency beside {name} is of another file, {speed.artifact_path.name}.")
 
 
-def _models(rows):
+def _models(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.artifact.model for row in rows))
 
 
-def _measure(rows):
+def _traits(row: Row) -> Traits:
+    return target(row.artifact.format).traits
+
+
+def _formats(rows: Sequence[Row]) -> list[str]:
+    """Targets of the rows that are for phones, in the order in which targets are listed."""
+    found = {row.artifact.format for row in rows if _traits(row).phone}
+    return [name for name in names() if name in found]
+
+
+def _measure(rows: Sequence[Row]) -> tuple[str, str]:
     """What accuracy means in this report, as (field of Verification, name): agreement where labels are not known."""
     known = all(row.verification.top1 is not None for row in rows if row.verification)
     return ("top1", "top-1") if known else ("top1_agreement", "top-1 agreement")
 
 
-def _accuracy(rows, row):
-    return getattr(row.verification, _measure(rows)[0])
+def _accuracy(rows: Sequence[Row], row: Row) -> float | None:
+    """`None` of a file that was not verified, or whose outputs tell no class."""
+    return getattr(row.verification, _measure(rows)[0], None)
 
 
-def _best(rows):
-    """The most accurate row; the first one where nothing was verified."""
-    verified = [row for row in rows if row.verification]
-    return max(verified, key=lambda row: _accuracy(rows, row)) if verified else rows[0]
+def _best(rows: Sequence[Row]) -> Row:
+    """The most accurate row; the first one where no accuracy is known."""
+    known = [row for row in rows if _accuracy(rows, row) is not None]
+    return max(known, key=lambda row: _accuracy(rows, row)) if known else rows[0]
 
 
-def recommend(rows, format):
+def recommend(rows: Sequence[Row], format: str) -> tuple[Row, str] | None:
     """The row to ship among those of a format, and why: the fastest as accurate as any, else the most accurate.
 
     Args:
         rows: list of `Row`.
-        format: `"litert"` or `"coreml"`.
+        format: name of a target.
 
     Returns:
-        (row, reason), or `None` where no file of the format was verified.
+        (row, reason), or `None` where no file of the format was verified, or none tells classes.
     """
-    files = [row for row in rows if row.artifact.format == format and row.verification]
+    files = [row for row in rows if row.artifact.format == format and _accuracy(rows, row) is not None]
     if not files:
         return None
-    name = _measure(rows)[1]
+    name, title = _measure(rows)[1], target(format).traits.title
     good = [row for row in files if _lost(rows, row) <= TOLERANCE + 1e-9]
     if not good:
         row = min(files, key=lambda row: _lost(rows, row))
         return row, f"the most accurate one, {_lost(rows, row) * 100:.1f} points below the best {name}"
     timed = all(row.latency for row in good)
     row = min(good, key=lambda row: row.latency.median_ms if timed else row.artifact.size_bytes)
-    count = f"of the {len(good)} {FORMATS[format]} files" if len(good) > 1 else f"{FORMATS[format]} file"
+    count = f"of the {len(good)} {title} files" if len(good) > 1 else f"{title} file"
     which = ("the fastest" if timed else "the smallest") if len(good) > 1 else "the only"
     best = _accuracy(rows, row) + _lost(rows, row)
     return row, f"{which} {count} within {TOLERANCE * 100:.0f} point of the best {name}, {_percent(best)}"
 
 
-def _lost(rows, row):
+def _lost(rows: Sequence[Row], row: Row) -> float:
     """Accuracy below the best of the files that were checked on as many images."""
     peers = [r for r in rows if r.verification and r.verification.images == row.verification.images]
-    return max(_accuracy(rows, peer) for peer in peers) - _accuracy(rows, row)
+    known = [a for r in peers if (a := _accuracy(rows, r)) is not None]
+    return max(known) - _accuracy(rows, row)
 
 
-def _data(rows, folder, facts):
+def _data(rows: Sequence[Row], folder: pathlib.Path, facts: Mapping[str, str]) -> dict[str, Any]:
     best = _best(rows).artifact
     return {
         "model": best.model,
@@ -179,7 +207,7 @@ def _data(rows, folder, facts):
     }
 
 
-def _fields(row, folder):
+def _fields(row: Row, folder: pathlib.Path) -> dict[str, Any]:
     """A row of report.json; what is not known, or not a finite number, is null."""
     artifact, check, speed = row.artifact, row.verification, row.latency
     fields = {
@@ -207,7 +235,7 @@ def _fields(row, folder):
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
 
 
-def _relative(path, folder):
+def _relative(path: pathlib.Path, folder: pathlib.Path) -> str:
     return pathlib.Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
 
 
@@ -216,26 +244,26 @@ def _relative(path, folder):
 NONE = "–"
 
 
-def _significant(value, digits=3):
+def _significant(value: float, digits: int = 3) -> str:
     """2.7182 -> "2.72", 1234.5 -> "1234"."""
     if value == 0:
         return "0"
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
-def _percent(fraction):
+def _percent(fraction: float) -> str:
     return f"{fraction * 100:.1f} %"
 
 
-def _megabytes(size_bytes):
+def _megabytes(size_bytes: float) -> str:
     return f"{_significant(size_bytes / 1e6)} MB"
 
 
-def _ms(milliseconds):
+def _ms(milliseconds: float) -> str:
     return f"{_significant(milliseconds)} ms"
 
 
-def _top1(row):
+def _top1(row: Row) -> str:
     check = row.verification
     if check.top1 is None:
         return NONE
@@ -245,12 +273,17 @@ def _top1(row):
     return f"{_percent(check.top1)} ({points:+.1f})".replace("-", "−") if points else f"{_percent(check.top1)} (±0)"
 
 
-def _sqnr(row):
+def _agreement(row: Row) -> str:
+    agreement = row.verification.top1_agreement
+    return NONE if agreement is None else _percent(agreement)
+
+
+def _sqnr(row: Row) -> str:
     sqnr = row.verification.sqnr_db
     return "exact" if sqnr == math.inf else f"{sqnr:.1f} dB"
 
 
-def _partitions(row):
+def _partitions(row: Row) -> str:
     count = row.verification.partitions
     return NONE if count is None else str(count)
 
@@ -258,7 +291,7 @@ def _partitions(row):
 COLUMNS = {  # heading -> (the part of a row that it is read from, its text)
     "Size": ("artifact", lambda row: _megabytes(row.artifact.size_bytes)),
     "Top-1": ("verification", _top1),
-    "Agreement": ("verification", lambda row: _percent(row.verification.top1_agreement)),
+    "Agreement": ("verification", _agreement),
     "SQNR": ("verification", _sqnr),
     "Median": ("latency", lambda row: _ms(row.latency.median_ms)),
     "p90": ("latency", lambda row: _ms(row.latency.p90_ms)),
@@ -267,7 +300,6 @@ COLUMNS = {  # heading -> (the part of a row that it is read from, its text)
     "Parts": ("verification", _partitions),
 }
 MEANINGS = {
-    "Format": "LiteRT runs on Android and small boards, Core ML on iPhone, iPad and Mac; Keras is the model itself.",
     "Recipe": "How the numbers are stored: float32 as trained, float16 in half the space, int8 and int4 in 8 and 4 "
     "bits. Ranges of activations were found by calibration (static) or are found while the file runs (dynamic).",
     "Size": "On disk, and about what the app grows by; 1 MB is 1,000,000 bytes.",
@@ -284,11 +316,17 @@ MEANINGS = {
 }
 
 
-def _checked_by(row):
+def _meanings(rows: Sequence[Row]) -> dict[str, str]:
+    """Heading -> what it means."""
+    about = "; ".join(dict.fromkeys(traits.about for row in rows if (traits := _traits(row)).about))
+    return ({"Format": f"{about}."} if about else {}) | MEANINGS
+
+
+def _checked_by(row: Row) -> str:
     return row.verification.verified_by if row.verification else "not verified"
 
 
-def _columns(rows):
+def _columns(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Heading -> one text for each row; without the columns that no row has anything in."""
     columns = {}
     for heading, (part, text) in COLUMNS.items():
@@ -298,14 +336,13 @@ def _columns(rows):
     return {**columns, "Checked by": [_checked_by(row) for row in rows]}
 
 
-def _how(rows):
+def _how(rows: Sequence[Row]) -> list[str]:
     """Sentences that tell how the numbers came about."""
     verified, timed = [r for r in rows if r.verification], [r.latency for r in rows if r.latency]
-    core_ml = [r.verification.verified_by for r in verified if r.artifact.format == "coreml"]
     said = []
     if verified:
-        pairs = dict.fromkeys((FORMATS[r.artifact.format], r.verification.images) for r in verified)
-        counts = ", ".join(f"{format} on {images} images" for format, images in pairs)
+        pairs = dict.fromkeys((_traits(r).title, r.verification.images) for r in verified)
+        counts = ", ".join(f"{title} on {images} images" for title, images in pairs)
         said.append(f"Accuracy: every file was compared with the model it was made from ({counts}).")
     if timed:
         cpus = ", ".join(sorted({speed.cpu for speed in timed}))
@@ -316,14 +353,9 @@ def _how(rows):
             f"{min(speed.runs for speed in timed)} times each. Every file ran in a process of its own, in turns with "
             "the others, so that a busy moment of the machine hits all of them alike. Times on a phone differ."
         )
-    if any("reference evaluator" in by for by in core_ml):
-        said.append(
-            "Core ML: only Apple's systems can run it, and this was not one. Each package was read back from its own "
-            "bytes and checked against a reference evaluator, with its float16 rounding and its compressed weights: "
-            "its accuracy is known, its speed is not."
-        )
-    elif core_ml:
-        said.append("Core ML: each package was run by Core ML itself on a Mac.")
+    for format in dict.fromkeys(r.artifact.format for r in verified):
+        by = [r.verification.verified_by for r in verified if r.artifact.format == format]
+        said += [sentence] if (sentence := target(format).traits.checked(by)) else []
     if missing := [row.artifact.path.name for row in rows if not row.verification]:
         said.append(f"Not verified, so nothing is claimed of them: {', '.join(missing)}.")
     return said
@@ -332,17 +364,17 @@ def _how(rows):
 # ---------------------------------------------------------------- Markdown
 
 
-def _markdown(rows, title):
-    def line(cells):
+def _markdown(rows: Sequence[Row], title: str) -> str:
+    def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
     lines = [f"# {title}", ""]
-    for format, phone in PHONES.items():
+    for format in _formats(rows):
         if found := recommend(rows, format):
-            lines += [f"**{phone}: `{found[0].artifact.path.name}`**, {found[1]}.", ""]
+            lines += [f"**{_traits(found[0]).phone}: `{found[0].artifact.path.name}`**, {found[1]}.", ""]
     columns = {
         "File": [f"`{row.artifact.path.name}`" for row in rows],
-        "Format": [FORMATS[row.artifact.format] for row in rows],
+        "Format": [_traits(row).title for row in rows],
         "Recipe": [row.artifact.recipe for row in rows],
         **_columns(rows),
     }
@@ -353,54 +385,69 @@ def _markdown(rows, title):
 # ---------------------------------------------------------------- HTML
 
 
-def _page(rows, folder, title, facts):
-    found = {format: recommend(rows, format) for format in PHONES}
-    chosen, columns = [answer[0] for answer in found.values() if answer], _columns(rows)
-    cards = "".join(_card(rows, folder, PHONES[format], *answer) for format, answer in found.items() if answer)
-    how = "".join(f"<p>{escape(said)}</p>" for said in _how(rows))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-<div class="cards">{cards}</div>
-{_plots(rows, chosen)}
-<h2>All files</h2>
-<div class="scroll"><table>{_table(rows, folder, chosen)}</table></div>
-<h2>How this was measured</h2>
-{how}
-<h2>What the columns mean</h2>
-{_definitions({k: v for k, v in MEANINGS.items() if k not in COLUMNS or k in columns})}
-<h2>Made with</h2>
-{_definitions(facts)}
-</body>
-</html>
-"""
-
-
-def _card(rows, folder, phone, row, reason):
-    numbers = [f"{_percent(_accuracy(rows, row))} {_measure(rows)[1]}", _megabytes(row.artifact.size_bytes)]
-    numbers += [_ms(row.latency.median_ms)] if row.latency else []
-    return (
-        f'<section><h2>{phone}</h2><p class="file">{_link(row, folder)}</p><p>{escape(" · ".join(numbers))}</p>'
-        f"<p>{escape(reason[0].upper() + reason[1:])}.</p></section>"
+def _page(rows: Sequence[Row], folder: pathlib.Path, title: str, facts: Mapping[str, str]) -> str:
+    """The page; what is on it is decided here, and how it looks in the template."""
+    try:
+        import jinja2
+    except ImportError:
+        raise ImportError('A report needs Jinja2: pip install -e ".[report]"') from None
+    found = {format: answer for format in _formats(rows) if (answer := recommend(rows, format))}
+    chosen, columns, models = [row for row, _ in found.values()], _columns(rows), _models(rows)
+    series = {model: models.index(model) % 4 for model in models} if len(models) > 1 else {}
+    groups = []
+    for model in models:
+        lines = [
+            {
+                "title": _traits(row).title,
+                "recipe": row.artifact.recipe,
+                "phone": _traits(row).phone if row in chosen else "",
+                "file": _file(row, folder),
+                "cells": cells,
+            }
+            for row, *cells in zip(rows, *columns.values(), strict=True)
+            if row.artifact.model == model
+        ]
+        groups.append({"model": model, "lines": lines})
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        style=STYLE,
+        cards=[_card(rows, folder, *answer) for answer in found.values()],
+        figures=_figures(rows, chosen),
+        signs={_traits(row).title: _traits(row).sign for row in rows if row.verification},
+        series=series,
+        columns=list(columns),
+        groups=groups,
+        how=_how(rows),
+        meanings={k: v for k, v in _meanings(rows).items() if k not in COLUMNS or k in columns},
+        facts=facts,
     )
 
 
-def _link(row, folder):
-    path, name = row.artifact.path, escape(row.artifact.path.name)
-    return name if path.is_dir() else f'<a href="{escape(urllib.parse.quote(_relative(path, folder)))}">{name}</a>'
+def _card(rows: Sequence[Row], folder: pathlib.Path, row: Row, reason: str) -> dict[str, Any]:
+    """What the template shows of a file to ship."""
+    numbers = [f"{_percent(_accuracy(rows, row))} {_measure(rows)[1]}", _megabytes(row.artifact.size_bytes)]
+    numbers += [_ms(row.latency.median_ms)] if row.latency else []
+    return {
+        "phone": _traits(row).phone,
+        "file": _file(row, folder),
+        "numbers": " · ".join(numbers),
+        "reason": reason[0].upper() + reason[1:],
+    }
 
 
-def _plots(rows, chosen):
-    """The legend and the plots; nothing of a plot that would have no points."""
+def _file(row: Row, folder: pathlib.Path) -> dict[str, str]:
+    """Name of a file and the address of it, "" of a folder."""
+    path = row.artifact.path
+    return {"name": path.name, "url": "" if path.is_dir() else urllib.parse.quote(_relative(path, folder))}
+
+
+def _figures(rows: Sequence[Row], chosen: Sequence[Row]) -> list[dict[str, str]]:
+    """The plots, each with its title; none of those that would have no points."""
     models, accuracy = _models(rows), _measure(rows)[1].capitalize()
-    axes = {
+    axes: dict[str, tuple[str, Callable[[Row], float | None]]] = {
         "latency": ("Latency of one run in ms, median", lambda row: row.latency and row.latency.median_ms),
         "size": ("Size of the file in MB", lambda row: row.artifact.size_bytes / 1e6),
     }
@@ -411,98 +458,14 @@ def _plots(rows, chosen):
                 x=x(row),
                 y=_accuracy(rows, row) * 100,
                 label=row.artifact.recipe,
-                marker=row.artifact.format,
+                marker=_traits(row).marker,
                 series=models.index(row.artifact.model) if len(models) > 1 else None,
                 chosen=row in chosen,
             )
             for row in rows
-            if row.verification and x(row)
+            if _accuracy(rows, row) is not None and x(row)
         ]
         if points:
             drawing = plot(points, f"{label} (left is better)", f"{accuracy} in % (up is better)")
-            figures.append(f"<figure><figcaption>{accuracy} against {what}</figcaption>{drawing}</figure>")
-    if not figures:
-        return ""
-    formats = dict.fromkeys(row.artifact.format for row in rows if row.verification)
-    legend = [_model(models, model, "span") for model in models] if len(models) > 1 else []
-    legend += [f"<span>{SIGNS[format]} {FORMATS[format]}</span>" for format in formats]
-    return f'<p class="legend">{"".join(legend)}</p><div class="plots">{"".join(figures)}</div>'
-
-
-def _model(models, model, tag, attributes=""):
-    return f'<{tag} style="color: var(--series{models.index(model) % 4})"{attributes}>{escape(model)}</{tag}>'
-
-
-def _table(rows, folder, chosen):
-    columns, models = _columns(rows), _models(rows)
-    lines = [f"<thead><tr><th>File</th>{''.join(f'<th>{escape(heading)}</th>' for heading in columns)}</tr></thead>"]
-    for model in models:
-        lines.append("<tbody>")
-        if len(models) > 1:
-            lines.append(f"<tr>{_model(models, model, 'th', f' colspan={len(columns) + 1}')}</tr>")
-        for row, *cells in zip(rows, *columns.values(), strict=True):
-            if row.artifact.model == model:
-                name = f"<b>{FORMATS[row.artifact.format]} {escape(row.artifact.recipe)}</b>"
-                badge = f"<mark>{PHONES[row.artifact.format]}</mark>" if row in chosen else ""
-                cells = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-                lines.append(
-                    f"<tr{' class=ship' * bool(badge)}><td>{name}{badge}<br>{_link(row, folder)}</td>{cells}</tr>"
-                )
-        lines.append("</tbody>")
-    return "\n".join(lines)
-
-
-def _definitions(texts):
-    return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in texts.items())}</dl>"
-
-
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --paper: #fff; --ink: #1b1f24; --soft: #59636e; --line: #d8dee4; --ship: #e5f3ea; --mark: #14692f;
-  --series0: #0063a3; --series1: #b34700; --series2: #6b3fa0; --series3: #00695c;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #14171b; --ink: #e8ebee; --soft: #9aa4af; --line: #343b43; --ship: #173021; --mark: #6fd08c;
-    --series0: #66b8f0; --series1: #f59b52; --series2: #c0a0f0; --series3: #5cc9b7;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 76rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif;
-}
-h1 { margin: 0 0 1.25rem; font-size: 1.6rem; line-height: 1.25; overflow-wrap: anywhere; }
-h2 { margin: 2.5rem 0 .6rem; font-size: 1.1rem; }
-p { margin: .4rem 0; max-width: 48rem; }
-a { color: inherit; text-decoration-color: var(--soft); }
-.cards, .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
-.cards section { padding: 1rem 1.25rem; border-radius: .6rem; background: var(--ship); }
-.cards h2 { margin: 0; font-size: .95rem; color: var(--mark); }
-.cards .file { font-size: 1.15rem; font-weight: 600; overflow-wrap: anywhere; }
-.legend { margin: 1.5rem 0 0; max-width: none; font-size: .9rem; }
-.legend span { margin-right: 1.1rem; white-space: nowrap; }
-figure { margin: .75rem 0 0; }
-figcaption { font-weight: 600; }
-figure svg { display: block; width: 100%; height: auto; }
-figure text { font-family: inherit !important; paint-order: stroke; stroke: var(--paper); stroke-width: 2.5px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .84rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-thead th { color: var(--soft); }
-th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
-tbody th { padding-top: 1rem; }
-td a, td:first-child { color: var(--soft); }
-td b { color: var(--ink); }
-td:last-child { white-space: normal; min-width: 9rem; }
-.ship td { background: var(--ship); }
-mark {
-  margin-left: .5rem; padding: .05rem .5rem; border-radius: 1rem; background: var(--mark); color: var(--paper);
-  font-size: .75rem; font-weight: 600;
-}
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.25rem; margin: 0; font-size: .92rem; }
-dt { font-weight: 600; }
-dd { margin: 0; max-width: 46rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; } }
-"""
+            figures.append({"title": f"{accuracy} against {what}", "svg": drawing})
+    return figures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,11 +11,10 @@ import numpy as np
 from keras_vits.specs import InputSpec, OutputSpec, SpecError
 
 from ..artifact import Artifact
-from ..devices import arm64
+from ..devices._common import verifying
 from ..records import OutputCheck, Verification, sqnr_db
 from ..targets import _protocol as targets
 
-EMULATED = {"arm64": arm64}  # devices beside this machine whose module has `load` and `FORMATS`, as a target has
 BATCH = 64  # examples that the model computes at once
 
 Arrays = np.ndarray | Mapping[str, np.ndarray]
@@ -65,11 +64,11 @@ def verify(
         checks.append(
             OutputCheck(name=spec.name, kind=spec.kind, sqnr_db=sqnr_db(signal, noise), max_abs_error=largest)
         )
-    if spec := artifact.classification:
-        ours, theirs = spec.decide(found[spec.name]), spec.decide(expected[spec.name])
+    if told := artifact.classification:
+        ours, theirs = told.decide(found[told.name]), told.decide(expected[told.name])
         agreement = float(np.mean(ours == theirs))
         if labels is not None:
-            known = _labels(labels, ours.shape, spec)
+            known = _labels(labels, ours.shape, told)
             top1, reference_top1 = float(np.mean(ours == known)), float(np.mean(theirs == known))
     elif labels is not None:
         kinds = ", ".join(f"{spec.name} ({spec.kind})" for spec in artifact.outputs)
@@ -92,14 +91,16 @@ def verify(
     )
 
 
-def _loader(artifact: Artifact, device: str) -> Any:
+def _loader(artifact: Artifact, device: str) -> Callable[[Artifact], Any]:
     """What loads the artifact to run it on a device."""
-    runs = [name for name, module in EMULATED.items() if artifact.format in module.FORMATS]
-    if device not in ("host", *runs):
+    if device == "host":
+        return targets.target(artifact.format).load
+    loads = verifying(artifact)
+    if device not in loads:
         raise ValueError(
-            f"{artifact.path.name} cannot be verified on {device!r}. It can on: {', '.join(['host', *runs])}."
+            f"{artifact.path.name} cannot be verified on {device!r}. It can on: {', '.join(['host', *loads])}."
         )
-    return EMULATED[device].load if device in EMULATED else targets.target(artifact.format).load
+    return loads[device]
 
 
 def _inputs(artifact: Artifact, images: Arrays) -> dict[str, np.ndarray]:

@@ -1,12 +1,17 @@
 """Calibration images from an array, a data set or a folder, checked before they touch a quantizer."""
 
+from __future__ import annotations
+
 import pathlib
 import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_vits._util.progress import progress
 from keras_vits.preprocess import Preprocessing
+from keras_vits.specs import InputSpec
 
 MANY = 16  # images, from which on their colours mean something
 BLUISH = 0.03  # of the 0 to 1 scale: photographs are on average 0.08 redder than blue
@@ -16,7 +21,9 @@ class CalibrationWarning(UserWarning):
     """Calibration images that do not look like what the model takes: their range or colour order is another."""
 
 
-def batches(calibration, spec, preprocessing, description):
+def batches(
+    calibration: Any, spec: InputSpec, preprocessing: Mapping[str, Any], description: str
+) -> Iterator[np.ndarray]:
     """Yields arrays of a file's input shape, dtype and layout, with a progress bar when it takes long.
 
     Args:
@@ -49,7 +56,9 @@ def batches(calibration, spec, preprocessing, description):
         warnings.warn(f"{doubt} Quantized on such images, the file will not fit real ones.", CalibrationWarning, 2)
 
 
-def _doubt(seen, spec, preprocessing):
+def _doubt(
+    seen: Sequence[tuple[Any, Any, np.ndarray]], spec: InputSpec, preprocessing: Mapping[str, Any]
+) -> str | None:
     """What is odd about the images, in a sentence, or `None`."""
     low, high = float(min(s[0] for s in seen)), float(max(s[1] for s in seen))
     found = f"The calibration images lie between {low:.3g} and {high:.3g}"
@@ -76,11 +85,12 @@ def _doubt(seen, spec, preprocessing):
                 f"The calibration images are bluer than photographs are, and this model takes {order.upper()}: "
                 "their colours may be in the other order."
             )
+    return None
 
 
-def _regroup(source, shape, dtype):
+def _regroup(source: Iterable[Any], shape: Sequence[int], dtype: str) -> Iterator[np.ndarray]:
     """Checked images in batches of the file's size; the last images are repeated to fill one."""
-    held = []
+    held: list[np.ndarray] = []
     for item in items(source):
         item = np.asarray(item[0] if isinstance(item, (tuple, list)) else item)
         if item.ndim != 4 or item.shape[1:] != tuple(shape[1:]):
@@ -98,14 +108,14 @@ def _regroup(source, shape, dtype):
         yield np.stack([*held, *[held[-1]] * (shape[0] - len(held))]).astype(dtype)
 
 
-def items(source):
+def items(source: Any) -> Iterable[Any]:
     """The batches of a data set."""
     if hasattr(source, "__getitem__") and hasattr(source, "num_batches"):  # a PyDataset is a sequence without an end
         return (source[i] for i in range(source.num_batches))
     return source
 
 
-def pictures(folder):
+def pictures(folder: str | pathlib.Path) -> list[pathlib.Path]:
     """Paths of the pictures in a folder and the folders in it, sorted; none where there is no folder."""
     from PIL import Image
 
@@ -113,12 +123,12 @@ def pictures(folder):
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in readable) if folder.is_dir() else []
 
 
-def _folder(folder, spec, preprocessing):
+def _folder(folder: pathlib.Path, spec: InputSpec, preprocessing: Mapping[str, Any]) -> Iterator[np.ndarray]:
     files = pictures(folder)
     if not files:
         raise ValueError(f"No pictures in {folder}: calibration needs a folder with some tens of real images.")
     if not preprocessing:
         raise ValueError("This file does not know its preprocessing: pass calibration images as an array.")
-    preprocessing = Preprocessing(**preprocessing)
-    read = preprocessing.pixels if spec.dtype == "uint8" else preprocessing
+    prepared = Preprocessing(**preprocessing)
+    read = prepared.pixels if spec.dtype == "uint8" else prepared
     return (read(file)[None] for file in files)

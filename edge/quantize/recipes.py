@@ -1,16 +1,105 @@
-"""One table: recipe name -> what is quantized, to what, and whether it needs calibration.
+"""One table: recipe name -> what is quantized, to what, and whether it needs calibration. A recipe is one row.
 
-The LiteRT half holds ai-edge-quantizer's own recipe entries (operation, weight and activation types); the Core ML half
-is carried out by `coreml.quantize`, that of ONNX by `onnx.quantize`. LayerNorm, softmax and GELU stay in float
+`entries` say how dense layers and convolutions compute in a file of operations (LiteRT); the Core ML recipes are
+carried out by `coreml.quantize`, those of ONNX by `onnx.quantize`. LayerNorm, softmax and GELU stay in float
 everywhere: islands of float keep one delegate partition. So do attention's matrix products but in static_int8: XNNPACK
-has none that quantizes as they come two operands which are both computed. So do depthwise convolutions in the recipes
-that quantize activations as they come, which XNNPACK cannot do for them, and a stem that pads the image, which it
-computes faster in float. SiLU is computed in integers where the layers before and after it round its ends to 8 bits
-anyway.
+has none that dynamically quantizes two operands which are both computed. So do depthwise convolutions in the dynamic
+recipes, which XNNPACK cannot do for them, and a stem that pads the image, which it computes faster in float. SiLU is
+computed in integers where the layers before and after it round its ends to 8 bits anyway.
 """
 
+from __future__ import annotations
+
 import dataclasses
-import re
+from enum import StrEnum
+from typing import Any, Literal
+
+Bits = Literal[4, 8, 16]
+Search = Literal["", "whole", "mixed"]
+
+
+class Operation(StrEnum):
+    """An operation with weights, by its name in `keras_vits.graph.ops`."""
+
+    DENSE = "dense"
+    CONV = "conv2d"
+    DEPTHWISE = "depthwise_conv2d"
+
+
+class Dtype(StrEnum):
+    """What a quantized tensor's numbers are."""
+
+    INT = "int"
+    FLOAT = "float"
+
+
+class Granularity(StrEnum):
+    """What one scale holds for."""
+
+    TENSOR = "tensor"
+    CHANNEL = "channel"  # an output channel of a weight
+
+
+class Algorithm(StrEnum):
+    """How a weight's scale and numbers are found."""
+
+    MIN_MAX = "min_max"  # the smallest and largest value are the ends of the integers
+    CASTING = "casting"  # to fewer bits of float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The numbers that a tensor's values are rounded to.
+
+    Attributes:
+        bits: of a number.
+        dtype: integers, or floats of fewer bits.
+        symmetric: whether zero is the integer zero.
+        granularity: what one scale holds for.
+    """
+
+    bits: Bits
+    dtype: Dtype = Dtype.INT
+    symmetric: bool = True
+    granularity: Granularity = Granularity.CHANNEL
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """How a layer computes.
+
+    Attributes:
+        weights: their numbers.
+        activations: fixed numbers for inputs and outputs, found by calibration; `None` where the runtime quantizes the
+            inputs dynamically, row by row, or where they stay in float.
+        integer: whether the sums are of integers; otherwise weights are made float32 again first.
+        algorithm: how the weights' numbers are found.
+    """
+
+    weights: Grid
+    activations: Grid | None = None
+    integer: bool = True
+    algorithm: Algorithm = Algorithm.MIN_MAX
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether each row of the inputs gets a range of its own when the file runs."""
+        return self.integer and self.activations is None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A rule of a recipe: which layers compute how.
+
+    Attributes:
+        operations: that it is for.
+        config: how they compute.
+        logits: whether it is for the layer alone whose outputs tell the class.
+    """
+
+    operations: tuple[Operation, ...]
+    config: LayerConfig
+    logits: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,65 +111,68 @@ class Recipe:
         formats: of the files that it makes: `"litert"`, `"coreml"`, `"onnx"`.
         description: one line for a table.
         needs_calibration: whether images are needed to find the ranges of activations.
-        litert: entries for ai-edge-quantizer, in order; a later one wins.
+        entries: how layers compute, in order; a later one wins. Layers of no entry stay in float.
         attention: whether attention's two products have operands and results of 8 bits. The dense layer after them
-            quantizes its inputs as they come: tokens are alike there, and so would be their errors.
+            quantizes its inputs dynamically: tokens are alike there, and so would be their errors.
         wide_below_db: activations have 16 bits instead of 8 in a layer where 8 would leave its outputs less signal over
             noise than this; `None`: nowhere.
+        search: whether `quantize_to` tries it: `""`, as a `"whole"`, or, since it is fast, also `"mixed"` with layers
+            left in float.
+        demo: formats that `keras-vits demo` writes it in.
     """
 
     name: str
     formats: tuple[str, ...]
     description: str
     needs_calibration: bool = False
-    litert: tuple[dict, ...] = ()
+    entries: tuple[Entry, ...] = ()
     attention: bool = False
     wide_below_db: float | None = None
+    search: Search = ""
+    demo: tuple[str, ...] = ()
 
     @property
-    def is_integer(self):
-        """Whether a .tflite file of it holds integers."""
-        return any(e["op_config"]["weight_tensor_config"]["dtype"] == "INT" for e in self.litert)
+    def is_integer(self) -> bool:
+        """Whether a file of these entries holds integers."""
+        return any(entry.config.weights.dtype is Dtype.INT for entry in self.entries)
 
 
-def _tensor(bits, symmetric=True, dtype="INT", granularity="CHANNELWISE"):
-    return dict(num_bits=bits, symmetric=symmetric, dtype=dtype, granularity=granularity)
+EVERY = (Operation.DENSE, Operation.CONV, Operation.DEPTHWISE)
+ACTIVATIONS = Grid(bits=8, symmetric=False, granularity=Granularity.TENSOR)
+WIDE = Grid(bits=16, granularity=Granularity.TENSOR)
+DYNAMIC = LayerConfig(weights=Grid(bits=8))
+STATIC = LayerConfig(weights=Grid(bits=8), activations=ACTIVATIONS)
+# The logits' layer is dynamically quantized in every recipe: logits in 8 bits would make ties of close classes.
+STATIC_ENTRIES = (
+    Entry(operations=EVERY, config=STATIC),
+    Entry(operations=(Operation.DENSE,), config=DYNAMIC, logits=True),
+)
 
-
-def _entries(operations, weight, activation=None, integer=True, algorithm="min_max_uniform_quantize", regex=".*"):
-    config = dict(
-        weight_tensor_config=weight,
-        compute_precision="INTEGER" if integer else "FLOAT",
-        explicit_dequantize=not integer,
-    )
-    if activation:
-        config["activation_tensor_config"] = activation
-    return tuple(dict(regex=regex, operation=op, algorithm_key=algorithm, op_config=config) for op in operations)
-
-
-DENSE, CONV, DEPTHWISE = "FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"
-ACTIVATION = _tensor(8, symmetric=False, granularity="TENSORWISE")
-WIDE = _tensor(16, granularity="TENSORWISE")
-# The head's activations are quantized as they come in every recipe: logits in 8 bits would make ties of close classes.
-LOGITS = _entries((DENSE,), _tensor(8), regex="^head/.*")
-(AS_THEY_COME,) = _entries((DENSE,), _tensor(8))
-
-RECIPES = {
+RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(
             name="float16",
             formats=("litert", "coreml", "onnx"),
             description="half the size, the same answers",
-            litert=_entries(
-                (DENSE, CONV, DEPTHWISE), _tensor(16, dtype="FLOAT"), integer=False, algorithm="float_casting"
+            entries=(
+                Entry(
+                    operations=EVERY,
+                    config=LayerConfig(
+                        weights=Grid(bits=16, dtype=Dtype.FLOAT), integer=False, algorithm=Algorithm.CASTING
+                    ),
+                ),
             ),
+            search="whole",
+            demo=("litert",),
         ),
         Recipe(
             name="dynamic_int8",
             formats=("litert", "onnx"),
-            description="8-bit weights, activations quantized as they come",
-            litert=_entries((DENSE, CONV), _tensor(8)),
+            description="8-bit weights, dynamically quantized activations",
+            entries=(Entry(operations=(Operation.DENSE, Operation.CONV), config=DYNAMIC),),
+            search="mixed",
+            demo=("litert",),
         ),
         Recipe(
             name="static_int8",
@@ -88,8 +180,10 @@ RECIPES = {
             description="8-bit weights and activations in dense layers, convolutions, attention's products and SiLU "
             "between layers, the rest in float",
             needs_calibration=True,
-            litert=_entries((DENSE, CONV, DEPTHWISE), _tensor(8), ACTIVATION) + LOGITS,
+            entries=STATIC_ENTRIES,
             attention=True,
+            search="mixed",
+            demo=("litert",),
         ),
         Recipe(
             name="static_int8_int16",
@@ -97,22 +191,31 @@ RECIPES = {
             description="static_int8 with 16-bit activations where 8 lose much: for NPUs, since each such layer leaves "
             "XNNPACK on the CPU",
             needs_calibration=True,
-            litert=_entries((DENSE, CONV, DEPTHWISE), _tensor(8), ACTIVATION) + LOGITS,
+            entries=STATIC_ENTRIES,
             wide_below_db=37.0,
         ),
         Recipe(
             name="weight_int8",
             formats=("litert",),
             description="8-bit weights, computed in float: a quarter of the size, the speed of float32",
-            litert=_entries((DENSE, CONV, DEPTHWISE), _tensor(8), integer=False),
+            entries=(Entry(operations=EVERY, config=LayerConfig(weights=Grid(bits=8), integer=False)),),
         ),
         Recipe(
             name="weight_int4",
             formats=("litert",),
             description="4-bit weights in dense layers, 8-bit ones in convolutions: the smallest file",
-            litert=_entries((DENSE,), _tensor(4)) + _entries((CONV,), _tensor(8)),
+            entries=(
+                Entry(operations=(Operation.DENSE,), config=LayerConfig(weights=Grid(bits=4))),
+                Entry(operations=(Operation.CONV,), config=DYNAMIC),
+            ),
+            search="whole",
         ),
-        Recipe(name="int8", formats=("coreml",), description="8-bit weights, one scale for each output channel"),
+        Recipe(
+            name="int8",
+            formats=("coreml",),
+            description="8-bit weights, one scale for each output channel",
+            demo=("coreml",),
+        ),
         Recipe(name="int4", formats=("coreml",), description="4-bit weights, one scale for each 32 inputs: iOS 18"),
         Recipe(
             name="int8_int8",
@@ -127,20 +230,33 @@ RECIPES = {
 }
 
 
-def exactly(output):
-    """The regular expression that finds the operator with this output tensor alone."""
-    return f"^{re.escape(output)};?$"
+def searched(how: Search = "") -> tuple[str, ...]:
+    """Names of the recipes that `quantize_to` tries; with `how`, of those that it tries so."""
+    return tuple(recipe.name for recipe in RECIPES.values() if recipe.search and how in ("", recipe.search))
 
 
-def checked_recipe(name, format):
-    """The Recipe of this name for a format; a `ValueError` that lists the names otherwise."""
+def demonstrated(format: str) -> tuple[str, ...]:
+    """Names of the recipes that `keras-vits demo` writes files of a format by, beside the float ones."""
+    return tuple(recipe.name for recipe in RECIPES.values() if format in recipe.demo)
+
+
+def checked_recipe(name: str, format: str) -> Recipe:
+    """The Recipe of this name.
+
+    Args:
+        name: of the recipe.
+        format: of the file, as `Target.name`.
+
+    Raises:
+        ValueError: there is none for this format; the message lists those there are.
+    """
     fitting = [r.name for r in RECIPES.values() if format in r.formats]
     if name not in fitting:
         raise ValueError(f"No {format} recipe {name!r}. There are: {', '.join(fitting)}.")
     return RECIPES[name]
 
 
-def check_calibrated(recipe, calibration):
+def check_calibrated(recipe: Recipe, calibration: Any) -> None:
     """Raises a `ValueError` if the Recipe needs images and there are none."""
     if recipe.needs_calibration and calibration is None:
         raise ValueError(

@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ..artifact import Artifact
+
+Scale = Mapping[str, float]  # {"scale": of an integer, "zero_point": the integer that stands for 0}
 
 HOMES = {  # name -> the module of this package that has its `TARGET`
     "litert": "litert",
@@ -59,6 +61,7 @@ class Traits:
     Attributes:
         title: for people: `"LiteRT"`.
         phone: for whose phones the files are: `"Android"`, `"iPhone"`, or "".
+        about: for a report, what its files run on: `"LiteRT runs on Android and small boards"`; or "".
         marker: matplotlib's, in plots.
         sign: the same as a character, in text.
         extra: of pyproject.toml, that brings what it needs.
@@ -75,10 +78,14 @@ class Traits:
         profiled: whether `edge.profile` tells where a file's time goes.
         partitions: (runner) -> number of partitions of the delegate, or `None`.
         offenders: (artifact) -> why a phone's GPU would refuse it, () if it would not; `None` if nothing tells.
+        checked: (`Runner.verified_by` of the files of a report) -> a sentence on how they were checked, or "".
+        quantized: (runner) -> scale and zero point of each input and of each output that holds integers, otherwise
+            `None`; `None` where no file of the target has such ones.
     """
 
     title: str
     phone: str = ""
+    about: str = ""
     marker: str = "o"
     sign: str = "●"
     extra: str = ""
@@ -94,6 +101,8 @@ class Traits:
     order: Callable[[Artifact], Mapping[str, Any]] = lambda artifact: {}
     partitions: Callable[[Any], int | None] = lambda runner: None
     offenders: Callable[[Artifact], tuple[str, ...] | None] = lambda artifact: None
+    checked: Callable[[Sequence[str]], str] = lambda verified_by: ""
+    quantized: Callable[[Any], tuple[Sequence[Scale | None], Sequence[Scale | None]] | None] = lambda runner: None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,28 @@
 """The .keras file as one more format: the model that the phone files come from, kept and checked like them."""
 
+from __future__ import annotations
+
+import os
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-import keras
+import numpy as np
 
-from keras_vits import __version__, saving
 from keras_vits._util import files
-from keras_vits._util.files import writing
-from keras_vits.checkpoints.assign import initialize, set_value, values_later
 from keras_vits.graph.ir import histogram
+from keras_vits.version import __version__
 
 from .. import artifact as artifacts
 from ._protocol import Target, Traits
 
+if TYPE_CHECKING:
+    from keras_vits.models._base import VisionModel
 
-def export(model, folder, *, name=None):
+BATCH = 64  # examples that the model computes at once
+
+
+def export(model: VisionModel, folder: str | os.PathLike[str], *, name: str | None = None) -> artifacts.Artifact:
     """Writes a model without its optimizer as `<folder>/<name>.keras`.
 
     Args:
@@ -26,8 +34,18 @@ def export(model, folder, *, name=None):
         An `Artifact`.
 
     Raises:
-        ValueError: a folder that cannot be written. Nothing is half-written.
+        ValueError: a model of another class, or a folder that cannot be written. Nothing is half-written.
     """
+    import keras
+
+    from keras_vits._util.keras_private import initialize, set_value, values_later
+    from keras_vits.models._base import VisionModel
+
+    if not isinstance(model, VisionModel):
+        raise ValueError(
+            f"keras_file.export writes a VisionModel, which keras_vits.load reads again; received {model.name}, a "
+            f"{type(model).__name__}: use its own save."
+        )
     name = name or model.name
     path = pathlib.Path(folder) / f"{name}.keras"
     with values_later():
@@ -36,7 +54,7 @@ def export(model, folder, *, name=None):
         set_value(variable, value)
     initialize(bare)
     with files.alone(path.parent):
-        with writing(path) as temporary:
+        with files.writing(path) as temporary:
             bare.save(temporary)
         return artifacts.make(
             path,
@@ -49,8 +67,12 @@ def export(model, folder, *, name=None):
         )
 
 
-def load(artifact):
-    """A `Runner` of a .keras artifact on the current backend."""
+def load(artifact: artifacts.Artifact) -> Runner:
+    """A `Runner` of a .keras artifact on the current backend.
+
+    Raises:
+        ValueError: no such file, or it is truncated, was changed, or holds no model of this package.
+    """
     return Runner(artifact)
 
 
@@ -62,35 +84,66 @@ class Runner:
         verified_by: what a check with this runner rests on.
     """
 
-    def __init__(self, artifact):
+    def __init__(self, artifact: artifacts.Artifact) -> None:
+        import keras
+
+        from keras_vits import saving
+
+        self.artifact = artifact
         self.model = saving.load(artifact.path)
         self.runtime = self.verified_by = f"keras {keras.__version__} on {keras.backend.backend()}"
 
-    def predict(self, inputs):
-        """Images (N,H,W,C), normalised float32 -> logits (N,K)."""
-        return self.model.predict(inputs, batch_size=64, verbose=0)
+    def predict(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
+        """What the model makes of N examples.
 
-    def histogram(self):
+        Args:
+            inputs: the array (N,...) of the one input, images (N,H,W,C) in normalised float32, or name -> array.
+
+        Returns:
+            The array (N,...) of the one output, or name -> array where the model has several.
+
+        Raises:
+            ValueError: an input is missing or unknown.
+        """
+        import keras
+
+        names = [spec.name for spec in self.artifact.inputs]
+        if isinstance(inputs, Mapping):
+            if set(inputs) != set(names):
+                raise ValueError(
+                    f"{self.artifact.path.name} takes {', '.join(names)}; received "
+                    f"{', '.join(map(str, inputs)) or 'nothing'}."
+                )
+            inputs = inputs[names[0]] if len(names) == 1 else [inputs[name] for name in names]
+        found = self.model.predict(inputs, batch_size=BATCH, verbose=0)
+        arrays = [np.asarray(y) for y in keras.tree.flatten(found)]
+        return arrays[0] if len(arrays) == 1 else dict(zip(self.artifact.output_names, arrays, strict=True))
+
+    def histogram(self) -> dict[str, int]:
         """Number of layers by class, most frequent first."""
         return histogram(type(layer).__name__ for layer in self.model.layers)
 
 
-def run(order):
+def run(order: Mapping[str, Any]) -> Callable[[], tuple[Callable[..., Any], str]]:
     """See `Target.run`."""
+    import keras
+
+    from keras_vits import saving
+
     backend = keras.backend.backend()
     if backend == "torch":
         import torch
 
         torch.set_num_threads(order["threads"])
 
-    def load():
+    def load_it() -> tuple[Callable[..., Any], str]:
         model = saving.load(order["path"])
         return model.predict_on_batch, f"keras {keras.__version__} on {backend}"
 
-    return load
+    return load_it
 
 
-def _environment(artifact, threads):
+def _environment(artifact: artifacts.Artifact, threads: int) -> dict[str, str]:
     """What keeps a Keras model on the CPU and, each backend in its own way, on so many threads."""
     count = str(threads)
     return {
@@ -111,5 +164,5 @@ TARGET = Target(
     quantize=None,
     load=load,
     run=run,
-    traits=Traits(title="Keras", marker="^", sign="▲", environment=_environment),
+    traits=Traits(title="Keras", about="Keras is the model itself", marker="^", sign="▲", environment=_environment),
 )

@@ -8,14 +8,19 @@ estimator, arXiv 1308.3432). Variables are the float ones, under the same paths:
 model, and quantizing that gives the file that was trained for.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_vits._util.keras_private import flatten_layers
+from keras_vits.graph.ir import Graph, Node, Value
 from keras_vits.graph.rewrite import is_constant, rewrite
 from keras_vits.graph.trace import trace
 from keras_vits.layers.attention import MultiHeadAttention
@@ -23,15 +28,19 @@ from keras_vits.models._base import VisionModel
 from keras_vits.specs import InputSpec
 
 from ..quantize.calibration import batches
-from ..quantize.recipes import check_calibrated, checked_recipe
+from ..quantize.recipes import Operation, check_calibrated, checked_recipe
 from ..targets import litert
-from ..targets.litert.quantization import File, Preparation, plan
+from ..targets.litert.flatbuffer import File, Layer
+from ..targets.litert.quantization.plan import plan
+from ..targets.litert.quantization.prepare import Choice, Preparation
+
+Limits = tuple[Any, Any]  # (low, high) of 8 bits: numbers, or arrays (O)
 
 SMALLEST_GAIN = 1e-6  # of a norm, to divide by
 HOPS = 3  # layers of the model, at most, that are one in the file: a convolution, its norm and a scale
 
 
-def qat(model, recipe, calibration=None):
+def qat(model: VisionModel, recipe: str, calibration: Any = None) -> VisionModel:
     """A copy of a model to fine-tune for a recipe, in a few epochs at a tenth of the usual learning rate.
 
     It computes what the quantized file will, in training and out of it, and is otherwise the same: `fit` trains it,
@@ -52,10 +61,10 @@ def qat(model, recipe, calibration=None):
         ValueError: not a `VisionModel`, an unknown recipe or one without integers, or calibration that is missing,
             empty or of another shape.
     """
-    recipe = checked_recipe(recipe, "litert")
-    if not recipe.is_integer:
-        raise ValueError(f"Recipe {recipe.name!r} rounds no layer to integers: choose 'weight_int4', for example.")
-    check_calibrated(recipe, calibration)
+    chosen = checked_recipe(recipe, "litert")
+    if not chosen.is_integer:
+        raise ValueError(f"Recipe {recipe!r} rounds no layer to integers: choose 'weight_int4', for example.")
+    check_calibrated(chosen, calibration)
     if not isinstance(model, VisionModel):
         raise ValueError(f"Only a VisionModel can be fine-tuned for a recipe; received {type(model).__name__}.")
     model = model.merge_lora()
@@ -63,13 +72,13 @@ def qat(model, recipe, calibration=None):
     written = rewrite(traced)
     content = bytes(litert.write(written))
     file, limits = File(content), {}
-    named = {layer.path: layer for layer in model._flatten_layers()}
-    planned = plan(file, recipe)
-    if recipe.needs_calibration:
+    named = {layer.path: layer for layer in flatten_layers(model)}
+    planned = plan(file, chosen)
+    if chosen.needs_calibration:
         image = traced.inputs[0]
         spec = InputSpec(name=image.name, shape=image.shape, dtype=image.dtype)
         images = list(batches(calibration, spec, dataclasses.asdict(model.preprocessing), "reading images"))
-        prepared = Preparation(content, recipe, images, litert.of_bytes, steps=())
+        prepared = Preparation(content, chosen, images, steps=())
         model.trained_for = prepared.chosen("mse", np.resize(model.preprocessing.mean, image.shape[-1]).tolist())
         limits = model.trained_for.ranges
         model.trained_for.applied(file, planned)  # tells the layers whose activations have 16 bits
@@ -79,14 +88,23 @@ def qat(model, recipe, calibration=None):
         layer = named.get(found.name)
         if isinstance(layer, tuple(ROUNDED)) and not hasattr(layer, "rounding"):
             inputs = "each" if found.dynamic else limits[file.name(found.x)] if found.activation_bits == 8 else None
-            pixels = tuple(file.main.tensors[found.weight].shape)[1:3]
-            patches = isinstance(layer, keras.layers.Conv2D) and found.kind == "CONV_2D" and pixels != layer.kernel_size
+            pixels = file.shape(found.weight)[1:3]
+            patches = (
+                isinstance(layer, keras.layers.Conv2D) and found.kind is Operation.CONV and pixels != layer.kernel_size
+            )
             layer.rounding = Rounding(found.bits, inputs, *gains.get(found.name, (None, None)), patches)
             _become(layer, *_rounded(type(layer)))
     return model
 
 
-def _round_activations(layers, traced, file, planned, choice, image):
+def _round_activations(
+    layers: Mapping[str, Any],
+    traced: Graph,
+    file: File,
+    planned: Sequence[Layer],
+    choice: Choice,
+    image: np.ndarray,
+) -> None:
     """Lets layers round their outputs, attention its operands and results, and SiLU its gate, as the file does.
 
     Args:
@@ -122,7 +140,9 @@ def _round_activations(layers, traced, file, planned, choice, image):
         _become(layer, RoundedOutputs, type(layer))
 
 
-def _outputs(layers, traced, file, made, choice, image):
+def _outputs(
+    layers: Mapping[str, Any], traced: Graph, file: File, made: Iterable[Layer], choice: Choice, image: np.ndarray
+) -> dict[str, Limits]:
     """Path of a layer -> (low, high) of its outputs, numbers or arrays (O): where the model has what the file rounds.
 
     That is not always what the file's layer is named after: a norm or a scale that comes next is in its weights. Equal
@@ -149,7 +169,7 @@ def _outputs(layers, traced, file, made, choice, image):
     return found
 
 
-def _limits(y, parts):
+def _limits(y: np.ndarray, parts: Iterable[tuple[np.ndarray, tuple[float, float]]]) -> Limits | None:
     """(low, high) of the values y (...,O) of a layer, from those of the file's tensors that make it up, or `None`."""
     y = y.reshape(-1, y.shape[-1])
     low, high = np.full((2, y.shape[-1]), np.nan, np.float32)
@@ -164,13 +184,15 @@ def _limits(y, parts):
     return None if np.isnan(low).any() else (low, high)
 
 
-def _gains(model, traced, written):
+def _gains(
+    model: VisionModel, traced: Graph, written: Graph
+) -> dict[str, tuple[keras.Variable, keras.Variable | None]]:
     """Layer -> (gain, shift or None), variables (I) of the norm before it that `rewrite` folds into its weights."""
     variables = {v.path: v for v in model.weights}
     kept = {constant.name for constant in written.constants()}
     made = {value: node for node in traced.nodes for value in node.outputs}
 
-    def variable(value):
+    def variable(value: Value) -> keras.Variable | None:
         """The one that a constant holds, by name or, where it got another shape, by the layer and its data."""
         if value.name in variables:
             return variables[value.name]
@@ -178,7 +200,7 @@ def _gains(model, traced, written):
         own = [v for v in model.weights if v.path.rpartition("/")[0] == layer and math.prod(v.shape) == data.size]
         return next((v for v in own if (ops.convert_to_numpy(v).reshape(-1) == data).all()), None)
 
-    def split(node, op):
+    def split(node: Node | None, op: str) -> tuple[Node | None, Value | None]:
         """(what computes the other operand, constant) of such an operation with one; (node, None) of any other."""
         for x, c in (node.inputs, node.inputs[::-1]) if node is not None and node.op == op else ():
             if is_constant(c):
@@ -225,7 +247,14 @@ class Rounding:
     shift: keras.Variable | None = None
     patches: bool = False
 
-    def __call__(self, linear: Callable, x, kernel, axes=None, windows=False):
+    def __call__(
+        self,
+        linear: Callable[[Any, Any], Any],
+        x: Any,
+        kernel: Any,
+        axes: Sequence[int] | None = None,
+        windows: bool = False,
+    ) -> Any:
         """linear(x, kernel) with both rounded.
 
         Args:
@@ -242,24 +271,24 @@ class Rounding:
         y = linear(ops.cast(x, dtype), ops.cast(self.weights(kernel, axes), dtype))
         return y if offset is None else y + ops.cast(offset, dtype)
 
-    def offset(self, kernel, axes=None):
+    def offset(self, kernel: Any, axes: Sequence[int] | None = None) -> Any:
         """What the norm's offsets add to the outputs (O), or `None`."""
         if self.shift is None:
             return None
         return ops.sum(ops.cast(kernel, "float32") * _fixed(self.shift)[:, None], axes or _inputs(kernel))
 
-    def weights(self, kernel, axes=None):
+    def weights(self, kernel: Any, axes: Sequence[int] | None = None) -> Any:
         """The kernel as the file has it, gains of the norm included."""
         kernel, axes = ops.cast(kernel, "float32"), axes or _inputs(kernel)
         if self.gain is not None:
             kernel = kernel * self._gain()[:, None]
         return straight_through(round_weight(kernel, self.bits, axes), kernel)
 
-    def _gain(self):
+    def _gain(self) -> Any:
         gain = _fixed(self.gain)
         return ops.where(ops.abs(gain) < SMALLEST_GAIN, SMALLEST_GAIN, gain)
 
-    def _rounded(self, x, axes):
+    def _rounded(self, x: Any, axes: int | Sequence[int]) -> Any:
         if self.inputs is None:
             return x
         if self.inputs != "each":
@@ -286,7 +315,7 @@ class Attending:
     outputs: tuple[float, float] | None
     unbiased: bool
 
-    def __call__(self, q, k, v, bias=None):
+    def __call__(self, q: Any, k: Any, v: Any, bias: Any = None) -> Any:
         """softmax(q k' / sqrt(d)) v.
 
         Args:
@@ -305,22 +334,22 @@ class Attending:
         return ops.transpose(within(ops.matmul(shares, v), self.outputs), (0, 2, 1, 3))
 
 
-def _inputs(kernel):
+def _inputs(kernel: Any) -> tuple[int, ...]:
     """Its axes but the last."""
     return tuple(range(len(kernel.shape) - 1))
 
 
-def _fixed(variable):
+def _fixed(variable: Any) -> Any:
     """Its value (I), which gets no gradient: the norm, whose output has it too, does."""
     return ops.reshape(ops.stop_gradient(ops.cast(variable, "float32")), (-1,))
 
 
-def straight_through(rounded, x):
+def straight_through(rounded: Any, x: Any) -> Any:
     """The value of the one, exactly, with the gradient of the other."""
     return ops.stop_gradient(rounded) + (x - ops.stop_gradient(x))
 
 
-def within(x, limits):
+def within(x: Any, limits: Limits | None) -> Any:
     """x in the 256 values between fixed limits (low, high); as it is where they are `None`."""
     if limits is None:
         return x
@@ -328,7 +357,7 @@ def within(x, limits):
     return ops.cast(straight_through(fake_quantize(clipped, *limits), clipped), x.dtype)
 
 
-def rounded_silu(x):
+def rounded_silu(x: Any) -> Any:
     """x sigmoid(x) with a sigmoid of 256 values, as the file has it between two layers; the layers round its ends."""
     if isinstance(x, keras.KerasTensor):
         return keras.activations.silu(x)
@@ -336,15 +365,15 @@ def rounded_silu(x):
     return x * straight_through(ops.minimum(ops.round(gate * 256), 255) / 256, gate)
 
 
-def round_weight(kernel, bits, axes):
-    """`quantization.round_weight` of a Keras kernel: to the nearest, with one scale along the axes."""
+def round_weight(kernel: Any, bits: int, axes: Sequence[int]) -> Any:
+    """`numerics.round_weight` of a Keras kernel: to the nearest, with one scale along the axes."""
     most = 2 ** (bits - 1)
     scale = ops.maximum(ops.max(ops.abs(kernel), axes, keepdims=True), 1e-9) / (most - 1)
     return ops.clip(ops.round(kernel / scale), -most + (bits >= 8), most - 1) * scale
 
 
-def fake_quantize(x, low, high):
-    """`quantization.fake_quantize`: to the nearest of 256 values from low to high, of which zero is one."""
+def fake_quantize(x: Any, low: Any, high: Any) -> Any:
+    """`numerics.fake_quantize`: to the nearest of 256 values from low to high, of which zero is one."""
     low, high = ops.minimum(low, 0.0), ops.maximum(high, 0.0)
     scale = ops.maximum((high - low) / 255, 1e-9)
     zero = ops.round(low / scale)
@@ -357,7 +386,9 @@ def fake_quantize(x, low, high):
 class RoundedDense(layers.Dense):
     """(B,...,I) -> (B,...,O): a dense layer as the file computes it."""
 
-    def call(self, x, training=None):
+    rounding: Rounding
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
         if isinstance(x, keras.KerasTensor):
             return super().call(x)
         return _finished(self, self.rounding(ops.matmul, x, self.kernel))
@@ -366,7 +397,9 @@ class RoundedDense(layers.Dense):
 class RoundedOutputs:
     """A layer, or a norm or scale after it, whose outputs are 8 bits in the file; `outputs` are their limits."""
 
-    def call(self, *args, **kwargs):
+    outputs: Limits
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
         y = super().call(*args, **kwargs)
         return y if isinstance(y, keras.KerasTensor) else within(y, self.outputs)
 
@@ -374,7 +407,9 @@ class RoundedOutputs:
 class RoundedAttention:
     """A `MultiHeadAttention` as the file computes it; `attending` says how."""
 
-    def attend(self, q, k, v):
+    attending: Attending
+
+    def attend(self, q: Any, k: Any, v: Any) -> Any:
         if isinstance(q, keras.KerasTensor):
             return super().attend(q, k, v)
         return self.attending(q, k, v, _bias(self.qkv) if self.attending.unbiased else None)
@@ -383,7 +418,9 @@ class RoundedAttention:
 class RoundedConv2D(layers.Conv2D):
     """(B,H,W,I) -> (B,H',W',O): a convolution as the file computes it."""
 
-    def convolution_op(self, inputs, kernel):
+    rounding: Rounding
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         if isinstance(inputs, keras.KerasTensor):
             return super().convolution_op(inputs, kernel)
         if self.rounding.patches:
@@ -396,11 +433,13 @@ class RoundedConv2D(layers.Conv2D):
 class RoundedDepthwiseConv2D(layers.DepthwiseConv2D):
     """(B,H,W,I) -> (B,H',W',O): a depthwise convolution as the file computes it."""
 
-    def call(self, inputs):
+    rounding: Rounding
+
+    def call(self, inputs: Any) -> Any:
         if isinstance(inputs, keras.KerasTensor):
             return super().call(inputs)
 
-        def linear(x, kernel):
+        def linear(x: Any, kernel: Any) -> Any:
             return ops.depthwise_conv(x, kernel, self.strides, self.padding, self.data_format, self.dilation_rate)
 
         return _finished(self, self.rounding(linear, inputs, self.kernel, axes=(0, 1)))
@@ -413,24 +452,24 @@ ROUNDED = {
 }
 
 
-def _bias(layer):
+def _bias(layer: Any) -> Any:
     """All that a rounded dense layer adds to its product (O), or `None`."""
     parts = [layer.rounding.offset(layer.kernel), layer.bias]
     parts = [ops.cast(part, "float32") for part in parts if part is not None]
     return sum(parts) if parts else None
 
 
-def _finished(layer, y):
+def _finished(layer: Any, y: Any) -> Any:
     y = y if layer.bias is None else y + layer.bias
     return y if layer.activation is None else layer.activation(y)
 
 
-def _rounded(cls):
+def _rounded(cls: type) -> tuple[type, ...]:
     """The classes of a layer that is rounded. One that prepares its kernel passes the prepared kernel on."""
     base = next(rounded for plain, rounded in ROUNDED.items() if issubclass(cls, plain))
     return (base,) if cls in ROUNDED else (cls, base)
 
 
-def _become(layer, *classes):
+def _become(layer: keras.Layer, *classes: type) -> None:
     """Gives a layer these classes under its own one's name: Keras finds variables in a file by names of classes."""
     layer.__class__ = type(type(layer).__name__, classes, {})

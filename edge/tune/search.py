@@ -1,7 +1,12 @@
 """The fastest quantized file that holds a budget: recipes first, then layers left in float where they lose too much."""
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,13 +16,16 @@ from ..artifact import Artifact
 from ..evidence.benchmark import benchmark
 from ..evidence.verify import verify
 from ..quantize.calibration import items
+from ..quantize.recipes import checked_recipe, searched
 from ..records import Latency, Verification, ratio
 from ..targets import litert
 from .sensitivity import sensitivity
 
-RECIPES = ("static_int8", "dynamic_int8", "weight_int4", "float16")
-MIXED = ("static_int8", "dynamic_int8")  # worth a search for the layers that stay in float: they are fast
-METRICS = ("top1", "agreement", "sqnr")
+if typing.TYPE_CHECKING:
+    import keras
+
+Metric = Literal["top1", "agreement", "sqnr"]
+METRICS: tuple[Metric, ...] = typing.get_args(Metric)
 CALIBRATION = 64  # images, at most a quarter, that are taken from the data set when no others are given
 
 
@@ -56,18 +64,26 @@ class Choice:
     """
 
     artifact: Artifact
-    metric: str
+    metric: Metric
     max_drop: float
     tried: tuple[Trial, ...]
 
-    def table(self):
+    def table(self) -> list[str]:
         """What was tried, as lines of Markdown."""
         return table(self.tried, self.max_drop)
 
 
 def quantize_to(
-    model, max_drop=0.5, *, metric="top1", dataset, folder="out", calibration=None, recipes=RECIPES, threads=2
-):
+    model: keras.Model,
+    max_drop: float = 0.5,
+    *,
+    metric: Metric = "top1",
+    dataset: Any,
+    folder: str | pathlib.Path = "out",
+    calibration: Any = None,
+    recipes: Sequence[str] | None = None,
+    threads: int = 2,
+) -> Choice:
     """Quantizes a model by several recipes and returns the fastest file that keeps a budget.
 
     A recipe that misses it is tried again with its most sensitive layers in float: one, then two, four and so on.
@@ -83,7 +99,7 @@ def quantize_to(
         folder: folder that the files are written to.
         calibration: images as `litert.quantize` takes them; by default the first of the data set, which are then not
             measured on.
-        recipes: names, in the order they are tried.
+        recipes: names, in the order they are tried; by default, those that the table of recipes says.
         threads: number of threads in the measurement of time.
 
     Returns:
@@ -102,7 +118,7 @@ def quantize_to(
     f32 = litert.export(model, folder)
     expected = litert.load(f32, threads).predict(images)
 
-    def trial(recipe, float_layers=()):
+    def trial(recipe: str, float_layers: Sequence[str] = ()) -> Trial:
         artifact = litert.quantize(f32, recipe, calibration, folder, float_layers=float_layers)
         check = verify(artifact, expected, images, labels)
         return Trial(
@@ -113,10 +129,10 @@ def quantize_to(
             drop=_drop(check, metric),
         )
 
-    tried = []
-    for recipe in progress(recipes, "quantizing"):
+    tried: list[Trial] = []
+    for recipe in progress(searched() if recipes is None else recipes, "quantizing"):
         tried.append(trial(recipe))
-        if tried[-1].drop > max_drop and recipe in MIXED:
+        if tried[-1].drop > max_drop and checked_recipe(recipe, "litert").search == "mixed":
             worst = [row.layer for row in sensitivity(f32, calibration, recipe).worst()]
             count = 1
             while tried[-1].drop > max_drop and count <= len(worst) // 2:
@@ -129,17 +145,17 @@ def quantize_to(
             f"No file loses at most {max_drop} % ({metric}); the best, {best.artifact.path.name}, loses "
             f"{best.drop:.3g} %. Allow more, or train with edge.qat.\n" + "\n".join(table(tried, max_drop))
         )
-    base, *speeds = benchmark([f32, *(t.artifact for t in holding)], threads=threads)
-    speeds = {t.artifact.path: s for t, s in zip(holding, speeds, strict=True)}
-    tried = tuple(
+    base, *found = benchmark([f32, *(t.artifact for t in holding)], threads=threads)
+    speeds = {t.artifact.path: s for t, s in zip(holding, found, strict=True)}
+    timed = tuple(
         dataclasses.replace(t, latency=s, time_ratio=ratio(s, base)) if (s := speeds.get(t.artifact.path)) else t
         for t in tried
     )
-    fastest = min((t for t in tried if t.latency), key=lambda t: t.time_ratio)
-    return Choice(artifact=fastest.artifact, metric=metric, max_drop=max_drop, tried=tried)
+    fastest = min((t for t in timed if t.time_ratio is not None), key=lambda t: t.time_ratio or 0.0)
+    return Choice(artifact=fastest.artifact, metric=metric, max_drop=max_drop, tried=timed)
 
 
-def _arrays(dataset):
+def _arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """(images, labels or None) of a data set."""
     if hasattr(dataset, "shape"):
         return np.asarray(dataset), None
@@ -150,7 +166,7 @@ def _arrays(dataset):
     return images, labels[0] if labels else None
 
 
-def _check(metric, max_drop, images, labels):
+def _check(metric: str, max_drop: float, images: np.ndarray, labels: np.ndarray | None) -> None:
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; received {metric!r}.")
     if not max_drop >= 0:
@@ -162,7 +178,7 @@ def _check(metric, max_drop, images, labels):
         raise ValueError(f"A data set has two or more images and a label for each; received {len(images)}, {count}.")
 
 
-def _drop(check, metric):
+def _drop(check: Verification, metric: Metric) -> float:
     """What a file loses, in percent."""
     if metric == "top1":
         return 100 * (check.reference_top1 - check.top1)
@@ -171,7 +187,7 @@ def _drop(check, metric):
     return 100 * 10 ** (-check.sqnr_db / 20)
 
 
-def table(tried, max_drop):
+def table(tried: Iterable[Trial], max_drop: float) -> list[str]:
     """Trials as lines of Markdown."""
     lines = [
         "| file | float layers | loss % | holds | SQNR dB | MB | time / float32 |",

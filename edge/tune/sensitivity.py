@@ -1,20 +1,29 @@
 """Which layer loses most accuracy: the noise that quantizing each one alone adds to the outputs."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import pathlib
 import tempfile
+import typing
+from typing import Any
 
 import numpy as np
 
 from keras_vits._util.files import writing
 from keras_vits._util.progress import progress
 
+from ..artifact import Artifact
 from ..quantize.calibration import batches
 from ..quantize.recipes import checked_recipe
 from ..records import sqnr_db
 from ..targets import litert
-from ..targets.litert.quantization import Preparation, outputs
+from ..targets.litert.quantization.prepare import Preparation
+from ..targets.litert.runtime import of_bytes, outputs
+
+if typing.TYPE_CHECKING:
+    import keras
 
 COMPARED = 8  # batches, at most, that the outputs are compared on: one number for each layer needs no more
 
@@ -48,11 +57,11 @@ class Sensitivity:
     images: int
     rows: tuple[LayerNoise, ...]
 
-    def worst(self):
+    def worst(self) -> tuple[LayerNoise, ...]:
         """The rows, the most sensitive layer first."""
         return tuple(sorted(self.rows, key=lambda row: row.sqnr_db))
 
-    def float_layers(self, min_sqnr_db):
+    def float_layers(self, min_sqnr_db: float) -> tuple[str, ...]:
         """The fewest layers to leave in float for outputs of at least so many dB, if the layers' noise adds up.
 
         Args:
@@ -67,7 +76,7 @@ class Sensitivity:
         count = next(n for n in range(len(rows) + 1) if sum(noise[n:]) <= allowed)
         return tuple(row.layer for row in rows[:count])
 
-    def plot(self, path):
+    def plot(self, path: str | pathlib.Path) -> pathlib.Path:
         """Writes a plot: a point for each layer; the further to the left, the more it adds to the noise.
 
         Args:
@@ -79,7 +88,7 @@ class Sensitivity:
         try:
             from matplotlib.figure import Figure
         except ImportError:
-            raise ImportError('A plot needs matplotlib. From a checkout: pip install -e ".[report]"') from None
+            raise ImportError('matplotlib is needed for a plot: pip install -e ".[report]"') from None
         rows = [row for row in self.rows if math.isfinite(row.sqnr_db)]
         figure = Figure(figsize=(6.2, 0.6 + 0.16 * len(rows)), layout="constrained")
         axes = figure.subplots()
@@ -97,7 +106,7 @@ class Sensitivity:
         return path
 
 
-def sensitivity(model, calibration, recipe="static_int8"):
+def sensitivity(model: keras.Model | Artifact, calibration: Any, recipe: str = "static_int8") -> Sensitivity:
     """Quantizes one layer at a time and compares the outputs with those of the float file.
 
     Args:
@@ -111,22 +120,22 @@ def sensitivity(model, calibration, recipe="static_int8"):
     Raises:
         ValueError: an unknown recipe or one without integers, or bad calibration.
     """
-    recipe = checked_recipe(recipe, "litert")
-    if not recipe.is_integer:
-        raise ValueError(f"Recipe {recipe.name!r} rounds no layer to integers: choose 'static_int8', for example.")
+    chosen = checked_recipe(recipe, "litert")
+    if not chosen.is_integer:
+        raise ValueError(f"Recipe {recipe!r} rounds no layer to integers: choose 'static_int8', for example.")
     if calibration is None:
         raise ValueError("A layer's sensitivity is measured on images: pass some tens of real ones as calibration=...")
-    if hasattr(model, "predict"):
+    if not isinstance(model, Artifact):
         with tempfile.TemporaryDirectory() as folder:
-            return sensitivity(litert.export(model, folder), calibration, recipe.name)
+            return sensitivity(litert.export(model, folder), calibration, recipe)
     images = list(batches(calibration, model.input, model.preprocessing, "reading images"))
-    preparation = Preparation(model.path.read_bytes(), recipe, images, litert.of_bytes)
+    preparation = Preparation(model.path.read_bytes(), chosen, images)
     images = images[:COMPARED]
-    expected = outputs(litert.of_bytes(preparation.content), images)
+    expected = outputs(of_bytes(preparation.content), images)
     rows = []
     for layer in progress(preparation.layers(), "quantizing one layer at a time"):
         content = preparation.quantized(only=layer, method="minmax")
-        noise = float(np.square(outputs(litert.of_bytes(content), images) - expected).sum())
+        noise = float(np.square(outputs(of_bytes(content), images) - expected).sum())
         rows.append(LayerNoise(layer=layer, sqnr_db=sqnr_db(float(np.square(expected).sum()), noise)))
     count = len(images) * model.input.shape[0]
-    return Sensitivity(model=model.model, recipe=recipe.name, images=count, rows=tuple(rows))
+    return Sensitivity(model=model.model, recipe=recipe, images=count, rows=tuple(rows))

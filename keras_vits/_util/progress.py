@@ -1,12 +1,18 @@
 """A progress bar for what takes long: on a terminal, after two seconds, and only if `rich` is installed."""
 
+from __future__ import annotations
+
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 DELAY_SECONDS = 2.0  # work that is done sooner shows no bar
 
 
-def progress(iterable, description, total=None):
+def progress(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Yields the items, with a bar on stderr when they take more than about two seconds on a terminal.
 
     Args:
@@ -14,7 +20,7 @@ def progress(iterable, description, total=None):
         description: a few words that stand before the bar.
         total: number of items; `len(iterable)` by default, and a bar without an end where that is unknown too.
     """
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     start, bar = time.monotonic(), None
     quiet = not sys.stderr.isatty()
@@ -31,7 +37,7 @@ def progress(iterable, description, total=None):
             bar.stop()
 
 
-def _bar(description, total, done):
+def _bar(description: str, total: int | None, done: int) -> Any:
     """A started bar, or `None` without `rich`."""
     try:
         from rich import console, progress

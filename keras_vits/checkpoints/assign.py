@@ -14,17 +14,15 @@ The row `None: (name, ...)` lists layers of the source that are knowingly ignore
 file may put before its names.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import pathlib
 import re
 
-import keras
 import numpy as np
-from keras.src.backend.common import global_state
 
+from keras_vits._util.keras_private import initialize, set_value, values_later
 from keras_vits.checkpoints import catalogue as checkpoints
 from keras_vits.models import _registry as registry
 from keras_vits.preprocess import INTERPOLATIONS
@@ -120,37 +118,6 @@ def create_from_checkpoint(name, weights, overrides):
     initialize(model)
     checkpoints.name_license(weights, config)
     return model
-
-
-@contextlib.contextmanager
-def values_later():
-    """Variables of models that are made here have no values until `set_value` or `initialize` gives them one.
-
-    A checkpoint would replace the random ones, and for those JAX compiles a program for every shape, which is nearly
-    all the time that `create` takes.
-    """
-    waiting = list(global_state.get_global_attribute("uninitialized_variables") or ())
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            yield
-    finally:  # off Keras' list: otherwise its next scope would initialize them, also those of a model that failed
-        global_state.set_global_attribute("uninitialized_variables", waiting)
-
-
-def set_value(variable, value):
-    """Assigns an array to a variable, also as its first value; it then belongs to the variable (PyTorch shares it)."""
-    if variable._value is None:
-        variable._initializer = lambda shape, dtype=None: keras.ops.convert_to_tensor(value, dtype)
-        variable._deferred_initialize()
-    else:
-        variable.assign(value)
-
-
-def initialize(model):
-    """Gives the variables that still have no value their initial one."""
-    for variable in model.variables:
-        if variable._value is None:
-            variable._deferred_initialize()
 
 
 def adapt_channels(kernel, channels):

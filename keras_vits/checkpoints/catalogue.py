@@ -46,7 +46,7 @@ class Checkpoint:
 def table():
     """Every published checkpoint of a registered variant, as a tuple of `Checkpoint`.
 
-    They are those of timm on the hub; `tools/generate_checkpoints.py` writes the file from timm's registry.
+    They are those of timm on the hub; `tools/generate.py` writes the file from timm's registry.
     """
     with open(pathlib.Path(__file__).with_name("checkpoints.csv"), newline="", encoding="utf-8") as file:
         return tuple(_checkpoint(**row) for row in csv.DictReader(file))

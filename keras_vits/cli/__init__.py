@@ -2,12 +2,15 @@
 
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from keras_vits.cli import _evidence, _files, _models  # noqa: F401, each adds its verbs
 from keras_vits.cli._app import app, one_line, say, typer, use_backend
 
 __all__ = ["app", "main", "use_backend"]
+
+
+UsageError: Any = typer.BadParameter.__base__  # click's, whose module differs between versions of typer
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -17,7 +20,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     args = [a for a in args if a != "--debug"]
     try:
         code = typer.main.get_command(app)(args, prog_name="keras-vits", standalone_mode=False) or 0
-    except typer.BadParameter.__base__ as e:  # click's UsageError, whose module differs between versions of typer
+    except UsageError as e:
         path = e.ctx.command_path if e.ctx else "keras-vits"
         if message := one_line(e.format_message()):  # none where no verb was given, and the help has been shown
             say(f"Error: {message} See {path} --help.")

@@ -29,7 +29,6 @@ from keras_vits.version import __version__
 
 if TYPE_CHECKING:
     from keras_vits.edge.artifact import Artifact
-    from keras_vits.training.data import Pictures
 
 
 VERBS = ("list", "train", "export", "quantize", "verify", "benchmark", "report", "bundle", "predict", "demo")
@@ -38,7 +37,7 @@ VERBS = ("list", "train", "export", "quantize", "verify", "benchmark", "report",
 class _InOrder(typer.core.TyperGroup):
     """Lists the verbs in the order in which they are used."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return [*VERBS, *(name for name in super().list_commands(ctx) if name not in VERBS)]
 
 
@@ -61,7 +60,7 @@ class Backend(StrEnum):
     torch = "torch"
 
 
-Format = StrEnum("Format", {name: name for name in names() if name != "keras"})
+Format = StrEnum("Format", {name: name for name in names() if name != "keras"})  # type: ignore[misc]
 
 
 class Head(StrEnum):
@@ -166,7 +165,7 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
-def pictures_for(artifact: Artifact, source: str, limit: int | None = None) -> Pictures:
+def pictures_for(artifact: Artifact, source: str, limit: int | None = None) -> Any:
     """The data set `source`, read as the artifact's input must be."""
     from keras_vits.preprocess import Preprocessing
     from keras_vits.training import data

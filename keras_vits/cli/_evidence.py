@@ -89,8 +89,8 @@ def benchmark(
         _speeds(e.results)
         raise
     _speeds(found)
-    for file in artifacts if profile else ():
-        if target(file.format).traits.profiled:
+    for file in artifacts:
+        if profile and target(file.format).traits.profiled:
             drawn = profiled(file, threads=(threads or [2])[0]).plot(profile / f"{file.path.stem}.png")
             console.print(f"Where the time goes  {drawn}")
 

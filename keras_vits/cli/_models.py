@@ -177,6 +177,6 @@ def _predicted(file: pathlib.Path, pictures: list[pathlib.Path], top: int) -> li
         raise ValueError(f"{file} gives {kinds}: predict takes a file that was exported with logits or probabilities.")
     preprocessing, runner = Preprocessing(**given.preprocessing), target(given.format).load(given)
     read = preprocessing.pixels if given.image.takes_pixels else preprocessing
-    answers = (runner.predict(read(picture)[None]) for picture in pictures)
+    answers: Any = (runner.predict(read(picture)[None]) for picture in pictures)
     answers = (answer[spec.name] if isinstance(answer, dict) else answer for answer in answers)
     return [best(answer[0], spec, top) for answer in answers]

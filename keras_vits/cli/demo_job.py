@@ -4,12 +4,15 @@ import dataclasses
 import math
 import pathlib
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from keras_vits._util.progress import progress
 from keras_vits.edge import coreml, keras_file, litert
 from keras_vits.edge.evidence.benchmark import benchmark
 from keras_vits.edge.evidence.report import Report, Row, report
 from keras_vits.edge.evidence.verify import verify
+from keras_vits.edge.quantize.recipes import demonstrated
 from keras_vits.edge.targets._protocol import target
 from keras_vits.models import _registry as registry
 from keras_vits.training import data, fit
@@ -17,8 +20,6 @@ from keras_vits.training import data, fit
 IMAGE_SIZE = 64  # pixels, at least: rounded up to what the model can take
 CALIBRATION = 128  # training pictures that static_int8 sees
 COREML_IMAGES = 500  # held-out pictures that the Core ML packages are checked on, at most
-LITERT_RECIPES = ("float16", "dynamic_int8", "static_int8")
-COREML_RECIPES = ("int8",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,18 +86,18 @@ class Demo:
 
 
 def demo(
-    out="out",
+    out: str | pathlib.Path = "out",
     *,
-    source="digits",
-    model=None,
-    size=None,
-    epochs=None,
-    batch_size=32,
-    limit=None,
-    resume=False,
-    seed=0,
-    say=None,
-):
+    source: str = "digits",
+    model: str | None = None,
+    size: int | None = None,
+    epochs: int | None = None,
+    batch_size: int = 32,
+    limit: int | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> Demo:
     """Trains, exports, quantizes, verifies, benchmarks and reports.
 
     Args:
@@ -108,7 +109,7 @@ def demo(
         batch_size: pictures in a step of the training.
         limit: use at most so many training and so many held-out pictures; all by default.
         resume: whether to continue an interrupted training from its checkpoint in `out`.
-        seed: of weights, order and augmentation.
+        seed: of the initial weights, the order of the pictures and the augmentation.
         say: called with a line of text when a step begins and when an epoch ends.
 
     Returns:
@@ -120,7 +121,8 @@ def demo(
     say, out = say or (lambda line: None), pathlib.Path(out)
     started = time.perf_counter()
     names = data.class_names(source)
-    rows, fits = [], {}
+    rows: list[Row] = []
+    fits: dict[str, Any] = {}
     for job in [Job(variant=model)] if model else JOBS:
         fit.set_seed(seed)
         net = _create(job, len(names), size)
@@ -152,20 +154,20 @@ def demo(
     return Demo(rows=tuple(rows), fits=fits, report=written, data=pictures, seconds=time.perf_counter() - started)
 
 
-def image_size(job):
+def image_size(job: Job) -> int:
     """Side of the square that the job's model sees, in pixels."""
     cls, defaults = registry.lookup(job.variant)
     multiple = cls.size_multiple(cls.Config(**{**defaults, **job.hyperparameters}))
     return math.ceil(IMAGE_SIZE / multiple) * multiple
 
 
-def _create(job, classes, size):
+def _create(job: Job, classes: int, size: int | None) -> Any:
     cls, defaults = registry.lookup(job.variant)
     given = dict(image_size=size or image_size(job), num_classes=classes)
     return cls(name=job.name or job.variant, **{**defaults, **job.hyperparameters, **given})
 
 
-def _ship(model, pictures, out):
+def _ship(model: Any, pictures: data.Data, out: pathlib.Path) -> list[Row]:
     """Writes all files of a trained model and verifies each; returns a list of `Row`."""
     held_out = pictures.validation
     images, labels = held_out.images(), held_out.labels
@@ -177,9 +179,9 @@ def _ship(model, pictures, out):
     artifacts = [
         keras_file.export(model, out),
         float32,
-        *(litert.quantize(float32, recipe, calibration) for recipe in LITERT_RECIPES),
+        *(litert.quantize(float32, recipe, calibration) for recipe in demonstrated("litert")),
         float16,
-        *(coreml.quantize(float16, recipe) for recipe in COREML_RECIPES),
+        *(coreml.quantize(float16, recipe) for recipe in demonstrated("coreml")),
     ]
     rows = []
     for artifact in progress(artifacts, f"Verifying {model.name}"):
@@ -188,7 +190,7 @@ def _ship(model, pictures, out):
     return rows
 
 
-def measure(rows, *, threads=2, min_seconds=1.0):
+def measure(rows: Sequence[Row], *, threads: int = 2, min_seconds: float = 1.0) -> list[Row]:
     """The rows with the latency of every file that this machine can run: Core ML runs on a Mac only."""
     able = [row.artifact for row in rows if not target(row.artifact.format).traits.unavailable()]
     found = benchmark(able, threads=threads, min_seconds=min_seconds) if able else []

@@ -1,27 +1,13 @@
 """How much a model computes."""
 
-import math
-
 import keras
-import numpy as np
 
-from keras_vits.graph.trace import _lock, _Tracer
-
-
-def _per_output(taps):
-    """Counts outputs x what each of them sums over; `taps` is (node) -> the latter."""
-    return lambda node: math.prod(node.output.shape) * taps(node)
+from keras_vits.graph.ir import Node
+from keras_vits.graph.ops import definition
+from keras_vits.graph.trace import trace
 
 
-MACS = {  # primitive operation -> (node) -> multiply-adds
-    "dense": _per_output(lambda node: node.inputs[1].shape[1]),  # weight (out,in)
-    "matmul": _per_output(lambda node: node.inputs[0].shape[-2 if node.attrs.get("transpose_a") else -1]),
-    "conv2d": _per_output(lambda node: math.prod(node.inputs[1].shape[:3])),  # kernel (kh,kw,in/groups,out)
-    "depthwise_conv2d": _per_output(lambda node: math.prod(node.inputs[1].shape[:2])),  # kernel (kh,kw,in,multiplier)
-}
-
-
-def count_macs(model):
+def count_macs(model: keras.Model) -> int:
     """Multiply-adds of one image's forward pass, as fvcore and timm count them.
 
     Counted are convolutions, dense layers, attention's two matrix products and every other matrix product; elementwise
@@ -37,32 +23,11 @@ def count_macs(model):
         ValueError: the model has no functional inputs, an axis of unknown size, or an operation that
             the tracer does not know (named with its layer).
     """
-    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
-        raise ValueError(
-            f"Only a keras.Model with functional inputs can be counted; received {type(model).__name__}. "
-            "Wrap it: keras.Model(inputs, model(inputs))."
-        )
-    return sum(MACS[node.op](node) for node in _graph(model).nodes if node.op in MACS)
+    return sum(map(_macs, trace(model, weightless=True).nodes))
 
 
-class _Weightless(_Tracer):
-    """Traces a model as if its variables were zero: views of one number, which take no memory."""
-
-    def array(self, x, dtype=None):
-        if isinstance(x, keras.Variable):
-            x = np.broadcast_to(np.zeros((), "float32"), x.shape)
-        return super().array(x, dtype)
-
-
-def _graph(model):
-    tracer = _Weightless(model.name)
-
-    def feed(tensor):
-        shape = (1, *tensor.shape[1:])
-        if None in shape:
-            raise ValueError(f"Input {tensor.name!r} has an axis of unknown size {tensor.shape}: give the image one.")
-        return tracer.wrap(tracer.build.input(tensor.name, shape))
-
-    with _lock, tracer.hooks():
-        model(keras.tree.map_structure(feed, model.input), training=False)
-    return tracer.build.graph
+def _macs(node: Node) -> int:
+    """Multiply-adds of one node; 0 of what is not counted."""
+    count = definition(node.op).macs
+    shapes = [None if value is None else value.shape for value in node.inputs]
+    return 0 if count is None else count(shapes, node.output.shape, node.attrs)

@@ -3,6 +3,7 @@
 from keras_vits.layers.attention import MultiHeadAttention
 from keras_vits.layers.base import SameShape
 from keras_vits.layers.conv import ConvNorm, InvertedResidual
+from keras_vits.layers.drop import DropPath, drop_path_rates
 from keras_vits.layers.fold import fold, unfold
 from keras_vits.layers.linear_attention import (
     ATTENTIONS,
@@ -15,9 +16,9 @@ from keras_vits.layers.linear_attention import (
     SeparableSelfAttention,
 )
 from keras_vits.layers.mlp import Mlp
+from keras_vits.layers.norm import GroupNorm, LayerScale
 from keras_vits.layers.position import PositionEmbedding
-from keras_vits.layers.regularize import DropPath, drop_path_rates
-from keras_vits.layers.transformer import LayerScale, TransformerBlock
+from keras_vits.layers.transformer import TransformerBlock
 
 __all__ = [
     "ATTENTIONS",
@@ -26,6 +27,7 @@ __all__ = [
     "DropPath",
     "EfficientAttention",
     "FavorAttention",
+    "GroupNorm",
     "InvertedResidual",
     "KernelAttention",
     "LayerScale",

@@ -1,31 +1,34 @@
 """Convolution blocks of the mobile families."""
 
-from keras import activations, layers, ops
+from keras import layers, ops
 
-from keras_vits.layers.regularize import DropPath
+from keras_vits.layers.drop import DropPath
+from keras_vits.layers.mlp import activation_function
 
 
 class ConvNorm(layers.Layer):
     """(B,H,W,C) -> (B,H/s,W/s,width): activation(bn(conv(x))). MobileNetV2 (arXiv 1801.04381), section 3.
 
-    The convolution has no bias. The image is padded by kernel_size // 2 on every side, as PyTorch does it; `"same"`
-    equals that at stride 1 only.
+    The image is padded by kernel_size // 2 on every side, as PyTorch does it; `"same"` equals that at stride 1 only.
 
     Args:
         width: output channels; `None` makes the convolution depthwise.
         kernel_size: side of the kernel in pixels, odd.
         strides: s.
-        activation: name of a Keras activation, or `None`.
+        activation: name of a Keras activation, `"gelu_tanh"` or `"quick_gelu"`, or `None`.
+        epsilon: of the batch normalisation; `None` leaves it out and gives the convolution a bias.
+        norm: name of the batch normalisation, which is part of its weights' paths.
     """
 
-    def __init__(self, width, kernel_size=1, strides=1, activation="silu", **kwargs):
+    def __init__(self, width, kernel_size=1, strides=1, activation="silu", epsilon=1e-5, norm="bn", **kwargs):
         super().__init__(**kwargs)
-        self.activation, self.act = activation, activations.get(activation)
+        self.activation, self.act = activation, activation_function(activation)
+        self.epsilon, self.norm_name = epsilon, norm
         self.border = kernel_size // 2 if strides > 1 else 0
         options = dict(
             strides=strides,
             padding="valid" if self.border else "same",
-            use_bias=False,
+            use_bias=epsilon is None,
             name="conv",
             dtype=self.dtype_policy,
         )
@@ -33,11 +36,14 @@ class ConvNorm(layers.Layer):
             self.conv = layers.DepthwiseConv2D(kernel_size, **options)
         else:
             self.conv = layers.Conv2D(width, kernel_size, **options)
-        self.bn = layers.BatchNormalization(epsilon=1e-5, momentum=0.9, name="bn", dtype=self.dtype_policy)
+        if epsilon is not None:
+            bn = layers.BatchNormalization(epsilon=epsilon, momentum=0.9, name=norm, dtype=self.dtype_policy)
+            setattr(self, norm, bn)  # Keras files name a layer's weights after its attribute
 
     def build(self, shape):
         self.conv.build(self._padded(shape))
-        self.bn.build(self.compute_output_shape(shape))
+        if self.epsilon is not None:
+            getattr(self, self.norm_name).build(self.compute_output_shape(shape))
 
     def compute_output_shape(self, shape):
         return self.conv.compute_output_shape(self._padded(shape))
@@ -49,7 +55,8 @@ class ConvNorm(layers.Layer):
     def call(self, x):
         if self.border:
             x = ops.pad(x, ((0, 0), (self.border, self.border), (self.border, self.border), (0, 0)))
-        return self.act(self.bn(self.conv(x)))
+        x = self.conv(x)
+        return self.act(x if self.epsilon is None else getattr(self, self.norm_name)(x))
 
 
 class InvertedResidual(layers.Layer):

@@ -1,5 +1,8 @@
 """The two-layer perceptron of transformer blocks."""
 
+from collections.abc import Callable
+from typing import Any
+
 from keras import activations, layers, ops
 
 from keras_vits.layers.base import SameShape
@@ -8,6 +11,11 @@ ACTIVATIONS = {  # beside those that Keras knows by name
     "gelu_tanh": lambda x: ops.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),  # of OpenAI's CLIP
 }
+
+
+def activation_function(name: str | None) -> Callable[..., Any]:
+    """The function of a Keras activation, of `"gelu_tanh"` or of `"quick_gelu"`; `None` is the identity."""
+    return ACTIVATIONS.get(name) or activations.get(name)
 
 
 class Mlp(SameShape):
@@ -26,7 +34,7 @@ class Mlp(SameShape):
     def __init__(self, hidden, activation="gelu", dropout=0.0, gated=False, **kwargs):
         super().__init__(**kwargs)
         self.hidden, self.activation, self.dropout, self.gated = hidden, activation, dropout, gated
-        self.act = ACTIVATIONS.get(activation) or activations.get(activation)
+        self.act = activation_function(activation)
 
     def build(self, shape):
         self.fc1 = layers.Dense(self.hidden * (2 if self.gated else 1), name="fc1", dtype=self.dtype_policy)

@@ -1,29 +1,12 @@
 """The pre-norm encoder block of the vision transformer."""
 
-from keras import initializers, layers
+from keras import layers
 
 from keras_vits.layers.attention import MultiHeadAttention
 from keras_vits.layers.base import SameShape
+from keras_vits.layers.drop import DropPath
 from keras_vits.layers.mlp import Mlp
-from keras_vits.layers.regularize import DropPath
-
-
-class LayerScale(SameShape):
-    """(..., D) -> (..., D): a learned gain of each channel. CaiT (arXiv 2103.17239), equation 8.
-
-    Args:
-        initial: what the gains begin with.
-    """
-
-    def __init__(self, initial, **kwargs):
-        super().__init__(**kwargs)
-        self.initial = initial
-
-    def build(self, shape):
-        self.scale = self.add_weight(shape=shape[-1:], initializer=initializers.Constant(self.initial), name="scale")
-
-    def call(self, x):
-        return x * self.scale
+from keras_vits.layers.norm import LayerScale
 
 
 class TransformerBlock(SameShape):

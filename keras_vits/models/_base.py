@@ -5,18 +5,25 @@ import dataclasses
 import fnmatch
 import math
 import os
-import re
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_vits import compiling
-from keras_vits.checkpoints.assign import initialize, resample_positions, set_value, values_later
+from keras_vits._util.keras_private import (
+    flatten_layers,
+    hears_of_clones,
+    initialize,
+    run_operations,
+    set_value,
+    values_later,
+)
+from keras_vits.checkpoints.assign import resample_positions
+from keras_vits.heads import Classifier, Head, PooledFeatures
+from keras_vits.layers import _names as layer_names
 from keras_vits.preprocess import Preprocessing
-from keras_vits.specs import InputSpec, OutputSpec, classification
+from keras_vits.specs import InputSpec
 
-BLOCK = re.compile(r"(stage_\d+_)?block_\d+")  # the layers that `features` numbers
 STATE = {"moving_mean", "moving_variance", "seed_generator_state"}  # variables that a layer changes when it is called
 
 
@@ -39,12 +46,13 @@ class Feature:
     width: int
 
 
+@hears_of_clones
 class VisionModel(keras.Model):
     """Base of every family: image (B,H,W,C) -> stem -> tokens -> blocks -> pool -> head -> logits (B,K).
 
     A family states its `Config` (a frozen dataclass), its `variants` (name -> hyper-parameters), its weight tables
-    `names` and a static `graph(cfg, image)` that reads top to bottom. A hyper-parameter is written in one place, the
-    Config: `get_config` is `asdict(cfg)`.
+    `names` and a static `backbone(cfg, image)` that reads top to bottom, and `head(cfg)` where it has an odd head. A
+    hyper-parameter is written in one place, the Config: `get_config` is `asdict(cfg)`.
 
     Args:
         name: name of the model, also the name of the variant it was created as.
@@ -69,9 +77,14 @@ class VisionModel(keras.Model):
     preprocessing_defaults = {}  # fields of Preprocessing that the family's published weights were trained with
 
     @staticmethod
-    def graph(cfg, image):
-        """The forward pass, from the symbolic image (B,H,W,C) to the symbolic logits (B,K)."""
-        raise NotImplementedError("A family must define graph(cfg, image).")
+    def backbone(cfg: Any, image: keras.KerasTensor) -> keras.KerasTensor:
+        """The forward pass, from the symbolic image (B,H,W,C) to the features (B,D) that a head reads."""
+        raise NotImplementedError("A family must define backbone(cfg, image).")
+
+    @classmethod
+    def head(cls, cfg: Any) -> Head:
+        """What makes the output of the features: logits of `num_classes` classes, or for none the features."""
+        return Classifier(cfg.num_classes) if cfg.num_classes else PooledFeatures()
 
     @staticmethod
     def size_multiple(cfg):
@@ -102,10 +115,10 @@ class VisionModel(keras.Model):
             return
         cfg = self._checked(hyperparameters)
         with _policy(dtype):
-            image = keras.Input((*cfg.image_size, cfg.in_channels), name="image")
-            logits = self.graph(cfg, image)
+            image = keras.Input((*cfg.image_size, cfg.in_channels), name=layer_names.IMAGE)
+            outputs = self.head(cfg)(self.backbone(cfg, image))
             policy = keras.config.dtype_policy()
-        super().__init__(inputs=image, outputs=logits, name=name)
+        super().__init__(inputs=image, outputs=outputs, name=name)
         self.dtype_policy = policy
         self.trainable = trainable
         self._freeze(frozen)
@@ -121,22 +134,14 @@ class VisionModel(keras.Model):
         )
         self.class_names = class_names
 
-    def _run_through_graph(self, inputs, operation_fn=None, call_fn=None):
-        """Tells a clone what it was made of: `keras.models.clone_model` runs the graph on symbolic tensors and passes
-        the results to a constructor with Keras' own three arguments, if a class has such a one, but no configuration.
-        A clone whose layers differ is another architecture, which Keras' plain functional model describes.
+    def _cloned(self, made, outputs):
+        """Tells a clone what it was made of: `keras.models.clone_model` passes the results to a constructor with Keras'
+        own three arguments, if a class has such a one, but no configuration. A clone whose layers differ is another
+        architecture, which Keras' plain functional model describes.
         """
-        if operation_fn is None:
-            return super()._run_through_graph(inputs, call_fn=call_fn)
-        made = {}
-        outputs = super()._run_through_graph(
-            inputs, operation_fn=lambda layer: made.setdefault(layer, operation_fn(layer)), call_fn=call_fn
-        )
-        if isinstance(outputs, keras.KerasTensor) and call_fn is None:
-            changed = (made[layer] is layer or not _alike(layer, made[layer]) for layer in made)
-            if made and not any(changed) and tuple(outputs.shape) == tuple(self.outputs[0].shape):
-                outputs._vision_model = self
-        return outputs
+        changed = (made[layer] is layer or not _alike(layer, made[layer]) for layer in made)
+        if made and not any(changed) and tuple(outputs.shape) == tuple(self.outputs[0].shape):
+            outputs._vision_model = self
 
     def _become_clone(self, model, inputs, outputs, name):
         super().__init__(inputs=inputs, outputs=outputs, name=name)
@@ -145,7 +150,7 @@ class VisionModel(keras.Model):
         self._freeze(model._frozen)
 
     def _freeze(self, frozen):
-        inside = {layer.path: layer for layer in self._flatten_layers()} if any("/" in path for path in frozen) else {}
+        inside = {layer.path: layer for layer in flatten_layers(self)} if any("/" in path for path in frozen) else {}
         for path in frozen:
             (inside[path] if path in inside else self.get_layer(path)).trainable = False
 
@@ -169,11 +174,9 @@ class VisionModel(keras.Model):
 
     @property
     def output_specs(self):
-        """The `OutputSpec` of the logits (of one class, a binary logit), or of the features without a head."""
-        if not self.cfg.num_classes:
-            return (OutputSpec(name="features", kind="features", shape=(1, *self.output_shape[1:])),)
-        shape = (1, *self.output_shape[1:])
-        return (classification("logits", self.cfg.num_classes, self.class_names or (), shape),)
+        """An `OutputSpec` for each output, as the head says: logits, of one class a binary logit, or features."""
+        shapes = keras.tree.map_shape_structure(lambda shape: (1, *shape[1:]), self.output_shape)
+        return self.head(self.cfg).specs(shapes, tuple(self.class_names or ()))
 
     @classmethod
     def _checked(cls, hyperparameters):
@@ -216,13 +219,13 @@ class VisionModel(keras.Model):
             return super().call(inputs, training=training, mask=mask)
 
         def operation(layer):
-            if BLOCK.fullmatch(layer.name):
+            if layer_names.BLOCK.fullmatch(layer.name):
                 return _rematerialized(layer)
             if isinstance(layer, keras.Layer):  # told so itself: in JAX's stateless call no context tells it
                 return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": True})
             return layer
 
-        return self._run_through_graph(self._standardize_inputs(inputs), operation_fn=operation)
+        return run_operations(self, inputs, operation)
 
     # ---------------------------------------------------------------- training
 
@@ -249,14 +252,11 @@ class VisionModel(keras.Model):
             weighted_metrics: the same, weighted by the samples' weights.
             **options: further arguments of `keras.Model.compile`, e.g. `jit_compile`.
         """
-        classes, automatic = self.cfg.num_classes, isinstance(loss, str) and loss == "auto"
+        head, automatic = self.head(self.cfg), isinstance(loss, str) and loss == "auto"
         if isinstance(metrics, str) and metrics == "auto":
-            metrics = ["accuracy"] if automatic and classes else []  # for None, Keras keeps those from before
-        if automatic:
-            loss = compiling.default_loss(classes)
-        if classes:
-            loss = compiling.loss_of_logits(loss)
-            metrics, weighted_metrics = (compiling.metrics_of_logits(m, classes) for m in (metrics, weighted_metrics))
+            metrics = head.metrics() if automatic else []  # for None, Keras keeps those from before
+        loss = head.fitting_loss(head.loss() if automatic else loss)
+        metrics, weighted_metrics = (head.fitting_metrics(m) for m in (metrics, weighted_metrics))
         super().compile(
             optimizer,
             loss=loss,
@@ -313,7 +313,7 @@ class VisionModel(keras.Model):
 
     @property
     def _blocks(self):
-        return [layer.name for layer in self.layers if BLOCK.fullmatch(layer.name)]
+        return [layer.name for layer in self.layers if layer_names.BLOCK.fullmatch(layer.name)]
 
     def _name(self, key):
         """The layer that a block number or a layer name means."""
@@ -356,9 +356,9 @@ class VisionModel(keras.Model):
         Raises:
             ValueError: a negative number of classes.
         """
-        frozen = [name for name in self._frozen if not name.startswith("head")]
+        frozen = [name for name in self._frozen if not layer_names.in_head(name)]
         return self._rebuilt(
-            lambda path: not path.startswith("head"), num_classes=num_classes, class_names=None, frozen=frozen
+            lambda path: not layer_names.in_head(path), num_classes=num_classes, class_names=None, frozen=frozen
         )
 
     def resized(self, image_size):
@@ -392,7 +392,7 @@ class VisionModel(keras.Model):
         self._refuse_lora("freeze")
         names = [layer.name for layer in self.layers]
         if up_to is None:
-            frozen = [name for name in names if not name.startswith("head")]
+            frozen = [name for name in names if not layer_names.in_head(name)]
         else:
             frozen = names[: names.index(self._name(up_to)) + 1]
         self._train_everything()
@@ -433,7 +433,7 @@ class VisionModel(keras.Model):
         dense = {
             layer.kernel.path.removesuffix("/kernel"): layer
             for block in self._blocks
-            for layer in self.get_layer(block)._flatten_layers()
+            for layer in flatten_layers(self.get_layer(block))
             if isinstance(layer, keras.layers.Dense)
         }
         chosen = fnmatch.filter(dense, pattern)
@@ -459,7 +459,7 @@ class VisionModel(keras.Model):
     @property
     def _lora(self):
         """The dense layers that `enable_lora` changed."""
-        return [layer for layer in self._flatten_layers() if getattr(layer, "lora_enabled", False)]
+        return [layer for layer in flatten_layers(self) if getattr(layer, "lora_enabled", False)]
 
     @property
     def _frozen(self):
@@ -469,7 +469,7 @@ class VisionModel(keras.Model):
         frozen = [layer.name for layer in self.layers if layer.weights and not layer.trainable]
         for layer in self.layers:
             if layer.trainable:
-                inside = layer._flatten_layers(include_self=False)
+                inside = flatten_layers(layer, include_self=False)
                 paths = {sub.path for sub in inside if sub.weights and not sub.trainable}
                 frozen += sorted(p for p in paths if not any(p.startswith(f"{other}/") for other in paths))
         return frozen
@@ -500,7 +500,7 @@ class VisionModel(keras.Model):
         """The value of one of our variables for a model like this one, whose images may be of another size."""
         if tuple(value.shape) == tuple(variable.shape):
             return value
-        if variable.path != "position/table":
+        if variable.path != layer_names.POSITION_TABLE:
             raise ValueError(
                 f"{self.name} is for images of {self.cfg.image_size} pixels only: at {model.cfg.image_size} its "
                 f"{variable.path} would be {tuple(variable.shape)}, and it is {tuple(value.shape)}."

@@ -13,18 +13,14 @@ Differs  Height and width must be multiples of 32, the total stride: timm takes 
 
 from dataclasses import dataclass
 
-from keras import activations, layers, ops
+from keras import layers, ops
 
-from keras_vits.layers import DropPath, SameShape, drop_path_rates
+from keras_vits.layers import ConvNorm, DropPath, SameShape, drop_path_rates
 from keras_vits.layers.linear_attention import kernel_attention, wide
+from keras_vits.layers.mlp import activation_function
 from keras_vits.models._base import VisionModel
 from keras_vits.models._registry import register
 
-ACTIVATIONS = {
-    None: lambda x: x,
-    "hard_silu": activations.hard_silu,
-    "gelu_tanh": lambda x: activations.gelu(x, approximate=True),
-}
 LOCAL = {  # kind of a convolution block -> names and kernel sizes of its convolutions; the last has no activation
     "separable": (("depthwise", 3), ("project", 1)),
     "plain": (("conv1", 3), ("conv2", 3)),
@@ -45,60 +41,12 @@ class EfficientViTConfig:
     first_expansions: tuple[int, ...]  # hidden channels of each stage's stride-2 block, as a multiple of its input's
     expansions: tuple[int, ...]  # and of each stage's other blocks
     head_width: int  # channels of an attention head
-    activation: str  # a key of ACTIVATIONS
+    activation: str  # see `ConvNorm`
     epsilon: float  # of the norms
     final_width: int  # channels that are pooled
     final_hidden: int  # D of the layer between the pooled features and the head
     num_classes: int = 1000  # K; 0 stops at the hidden features (B,D)
     drop_path: float = 0.0  # probability at the last block, growing linearly from 0
-
-
-class Conv(layers.Layer):
-    """(B,H,W,C) -> (B,H/s,W/s,width): activation(norm(conv(x))), padded by kernel_size // 2 as PyTorch does it.
-
-    Args:
-        width: output channels; `None` makes the convolution depthwise.
-        kernel_size: side of the kernel in pixels, odd.
-        strides: s.
-        activation: a key of ACTIVATIONS.
-        epsilon: of the BatchNorm; `None` leaves it out and gives the convolution a bias.
-    """
-
-    def __init__(self, width, kernel_size=1, strides=1, activation=None, epsilon=None, **kwargs):
-        super().__init__(**kwargs)
-        self.activation, self.epsilon = activation, epsilon
-        self.border = kernel_size // 2 if strides > 1 else 0
-        options = dict(
-            strides=strides,
-            padding="valid" if self.border else "same",
-            use_bias=epsilon is None,
-            name="conv",
-            dtype=self.dtype_policy,
-        )
-        if width is None:
-            self.conv = layers.DepthwiseConv2D(kernel_size, **options)
-        else:
-            self.conv = layers.Conv2D(width, kernel_size, **options)
-        if epsilon is not None:
-            self.norm = layers.BatchNormalization(epsilon=epsilon, momentum=0.9, name="norm", dtype=self.dtype_policy)
-
-    def build(self, shape):
-        self.conv.build(self._padded(shape))
-        if self.epsilon is not None:
-            self.norm.build(self.compute_output_shape(shape))
-
-    def compute_output_shape(self, shape):
-        return self.conv.compute_output_shape(self._padded(shape))
-
-    def _padded(self, shape):
-        batch, height, width, channels = shape
-        return batch, height + 2 * self.border, width + 2 * self.border, channels
-
-    def call(self, x):
-        if self.border:
-            x = ops.pad(x, ((0, 0), (self.border, self.border), (self.border, self.border), (0, 0)))
-        x = self.conv(x)
-        return ACTIVATIONS[self.activation](x if self.epsilon is None else self.norm(x))
 
 
 class LocalBlock(layers.Layer):
@@ -109,7 +57,7 @@ class LocalBlock(layers.Layer):
         width: output channels.
         strides: s, of the first convolution that is larger than 1 x 1.
         expansion: channels between the convolutions, as a multiple of C.
-        activation: a key of ACTIVATIONS.
+        activation: see `ConvNorm`.
         epsilon: of the norms.
         drop_path: probability that a sample loses the branch beside x in training.
     """
@@ -128,8 +76,10 @@ class LocalBlock(layers.Layer):
         for name, kernel_size in first:
             width = None if name == "depthwise" else self.expansion * shape[-1]
             strides = self.strides if kernel_size > 1 else 1
-            self.convs.append(Conv(width, kernel_size, strides, self.activation, epsilon, name=name, dtype=dtype))
-        self.convs.append(Conv(self.width, size, epsilon=self.epsilon, name=last, dtype=dtype))
+            self.convs.append(
+                ConvNorm(width, kernel_size, strides, self.activation, epsilon, "norm", name=name, dtype=dtype)
+            )
+        self.convs.append(ConvNorm(self.width, size, 1, None, self.epsilon, "norm", name=last, dtype=dtype))
         for conv in self.convs:
             conv.build(shape)
             shape = conv.compute_output_shape(shape)
@@ -171,7 +121,7 @@ class MultiScaleAttention(SameShape):
         self.qkv = layers.Conv2D(3 * width, 1, name="qkv", **options)
         self.surround = layers.DepthwiseConv2D(5, padding="same", name="surround", **options)
         self.mix = layers.Conv2D(3 * width, 1, groups=3 * self.heads, name="mix", **options)
-        self.project = Conv(width, epsilon=self.epsilon, name="project", dtype=dtype)
+        self.project = ConvNorm(width, 1, 1, None, self.epsilon, "norm", name="project", dtype=dtype)
         self.qkv.build(shape)
         self.surround.build(wide_shape)
         self.mix.build(wide_shape)
@@ -235,7 +185,7 @@ class HiddenPooling(layers.Layer):
         return shape[0], self.hidden.units
 
     def call(self, x):
-        return ACTIVATIONS[self.activation](self.norm(self.hidden(ops.mean(x, axis=(1, 2)))))
+        return activation_function(self.activation)(self.norm(self.hidden(ops.mean(x, axis=(1, 2)))))
 
 
 B = dict(
@@ -305,9 +255,9 @@ class EfficientViT(VisionModel):
         return 2 ** len(cfg.widths)  # the stem and every stage halve the size
 
     @staticmethod
-    def graph(cfg, image):
+    def backbone(cfg, image):
         act, epsilon = cfg.activation, cfg.epsilon
-        x = Conv(cfg.widths[0], 3, 2, act, epsilon, name="stem")(image)
+        x = ConvNorm(cfg.widths[0], 3, 2, act, epsilon, "norm", name="stem")(image)
         for i in range(cfg.depths[0]):
             x = LocalBlock(cfg.stem_kind, cfg.widths[0], 1, 1, act, epsilon, name=f"stem_{i}")(x)
         rates = iter(drop_path_rates(cfg.drop_path, sum(cfg.depths[1:]) + len(cfg.kinds)))
@@ -322,6 +272,5 @@ class EfficientViT(VisionModel):
                     x = AttentionBlock(cfg.head_width, expansion, act, epsilon, rate, name=name)(x)
                 else:
                     x = LocalBlock(kind, width, 1, expansion, act, epsilon, rate, name=name)(x)
-        x = Conv(cfg.final_width, 1, 1, act, 1e-5, name="final_conv")(x)
-        x = HiddenPooling(cfg.final_hidden, act, epsilon, name="pool")(x)
-        return layers.Dense(cfg.num_classes, dtype="float32", name="head")(x) if cfg.num_classes else x
+        x = ConvNorm(cfg.final_width, 1, 1, act, 1e-5, "norm", name="final_conv")(x)
+        return HiddenPooling(cfg.final_hidden, act, epsilon, name="pool")(x)

@@ -8,13 +8,15 @@ Differs  drop_path grows linearly over the blocks; timm gives every block the sa
          gating unit 1e-5, GELU the exact erf form, as in timm.
 """
 
+import functools
 from dataclasses import dataclass
 
 from keras import activations, initializers, layers, ops
 
-from keras_vits.layers import DropPath, SameShape, drop_path_rates
+from keras_vits.layers import DropPath, SameShape
 from keras_vits.models._base import VisionModel
 from keras_vits.models._registry import register
+from keras_vits.models._stages import mlp_blocks
 
 EPSILON = 1e-6  # of every LayerNorm but the gating unit's
 GATE_EPSILON = 1e-5
@@ -115,11 +117,6 @@ class GMLP(VisionModel):
         return cfg.patch_size
 
     @staticmethod
-    def graph(cfg, image):
-        x = layers.Conv2D(cfg.width, cfg.patch_size, strides=cfg.patch_size, name="stem")(image)
-        x = layers.Reshape((-1, cfg.width), name="tokens")(x)
-        for i, rate in enumerate(drop_path_rates(cfg.drop_path, cfg.depth)):
-            x = GMLPBlock(cfg.mlp_hidden, rate, name=f"block_{i}")(x)
-        x = layers.LayerNormalization(epsilon=EPSILON, name="norm")(x)
-        x = layers.GlobalAveragePooling1D(name="pool")(x)
-        return layers.Dense(cfg.num_classes, dtype="float32", name="head")(x) if cfg.num_classes else x
+    def backbone(cfg, image):
+        block = lambda rate, name: GMLPBlock(cfg.mlp_hidden, rate, name=name)
+        return mlp_blocks(cfg, image, block, functools.partial(layers.LayerNormalization, epsilon=EPSILON))

@@ -9,13 +9,15 @@ Differs  drop_path grows linearly over the blocks, as in the paper; timm gives e
          epsilon is 1e-6, GELU the exact erf form, as in timm.
 """
 
+import functools
 from dataclasses import dataclass
 
 from keras import layers, ops
 
-from keras_vits.layers import DropPath, Mlp, SameShape, drop_path_rates
+from keras_vits.layers import DropPath, Mlp, SameShape
 from keras_vits.models._base import VisionModel
 from keras_vits.models._registry import register
+from keras_vits.models._stages import mlp_blocks
 
 EPSILON = 1e-6  # of every LayerNorm
 
@@ -103,14 +105,9 @@ class MLPMixer(VisionModel):
         return cfg.patch_size
 
     @staticmethod
-    def graph(cfg, image):
-        x = layers.Conv2D(cfg.width, cfg.patch_size, strides=cfg.patch_size, name="stem")(image)
-        x = layers.Reshape((-1, cfg.width), name="tokens")(x)
-        for i, rate in enumerate(drop_path_rates(cfg.drop_path, cfg.depth)):
-            x = MixerBlock(cfg.token_hidden, cfg.channel_hidden, cfg.gated, rate, name=f"block_{i}")(x)
-        x = layers.LayerNormalization(epsilon=EPSILON, name="norm")(x)
-        x = layers.GlobalAveragePooling1D(name="pool")(x)
-        return layers.Dense(cfg.num_classes, dtype="float32", name="head")(x) if cfg.num_classes else x
+    def backbone(cfg, image):
+        block = lambda rate, name: MixerBlock(cfg.token_hidden, cfg.channel_hidden, cfg.gated, rate, name=name)
+        return mlp_blocks(cfg, image, block, functools.partial(layers.LayerNormalization, epsilon=EPSILON))
 
 
 @register

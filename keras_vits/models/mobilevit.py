@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from keras import layers, ops
 
-from keras_vits.layers import ConvNorm, InvertedResidual, SameShape, TransformerBlock, drop_path_rates, fold, unfold
+from keras_vits.layers import ConvNorm, SameShape, TransformerBlock, fold, unfold
 from keras_vits.models._base import VisionModel
 from keras_vits.models._registry import register
+from keras_vits.models._stages import mobile_stages, total_stride
 
 EPSILON = 1e-5  # of every LayerNorm
 
@@ -161,28 +162,10 @@ class MobileViT(VisionModel):
 
     @staticmethod
     def size_multiple(cfg):
-        return 2 ** len(cfg.widths) * cfg.patch_size  # every stage but the first halves the size, and so does the stem
+        return total_stride(cfg.widths, cfg.patch_size)
 
     @classmethod
-    def graph(cls, cfg, image):
-        x = ConvNorm(cfg.stem_width, 3, strides=2, name="stem")(image)
-        first = len(cfg.widths) - len(cfg.token_widths)  # stage that begins to have a MobileViT block
-        rates = iter(drop_path_rates(cfg.drop_path, sum(cfg.depths) + len(cfg.token_widths)))
-        for s, (width, depth) in enumerate(zip(cfg.widths, cfg.depths, strict=True)):
-            for i in range(depth):
-                strides = 2 if s > 0 and i == 0 else 1
-                x = InvertedResidual(width, strides, cfg.expansion, next(rates), name=f"stage_{s}_block_{i}")(x)
-            if s >= first:
-                token_width = cfg.token_widths[s - first]
-                x = cls.Block(
-                    token_width,
-                    cfg.token_depths[s - first],
-                    cfg.heads,
-                    cfg.mlp_expansion * token_width,
-                    cfg.patch_size,
-                    next(rates),
-                    name=f"stage_{s}_block_{depth}",
-                )(x)
+    def backbone(cls, cfg, image):
+        x = mobile_stages(cfg, image, cls.Block, cfg.heads)
         x = ConvNorm(cfg.final_width, name="final_conv")(x)
-        x = layers.GlobalAveragePooling2D(name="pool")(x)
-        return layers.Dense(cfg.num_classes, dtype="float32", name="head")(x) if cfg.num_classes else x
+        return layers.GlobalAveragePooling2D(name="pool")(x)

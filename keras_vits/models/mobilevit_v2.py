@@ -12,11 +12,12 @@ Differs  Height and width must be multiples of 64 (total stride x patch size): t
 
 from dataclasses import dataclass
 
-from keras import layers, ops
+from keras import layers
 
-from keras_vits.layers import ConvNorm, DropPath, InvertedResidual, Mlp, SameShape, drop_path_rates, fold, unfold
+from keras_vits.layers import ConvNorm, DropPath, GroupNorm, Mlp, SameShape, SeparableSelfAttention, fold, unfold
 from keras_vits.models._base import VisionModel
 from keras_vits.models._registry import register
+from keras_vits.models._stages import mobile_stages, total_stride
 from keras_vits.models.mobilevit import TRANSFORMERS
 
 
@@ -36,49 +37,14 @@ class MobileViTV2Config:
     drop_path: float = 0.0  # probability at the last block, growing linearly from 0
 
 
-class MapNorm(SameShape):
-    """(B,P,N,D) -> (B,P,N,D): zero mean and unit variance over the whole map, then an affine map of each channel.
-
-    Group normalisation (arXiv 1803.08494) with one group.
-    """
-
-    def build(self, shape):
-        self.gamma = self.add_weight(shape=shape[-1:], initializer="ones", name="gamma")
-        self.beta = self.add_weight(shape=shape[-1:], initializer="zeros", name="beta")
-
-    def call(self, x):
-        return ops.layer_normalization(x, axis=[1, 2, 3], epsilon=1e-5) * self.gamma + self.beta
-
-
-class SeparableAttention(SameShape):
-    """(B,P,N,D) -> (B,P,N,D): out(relu(v) * sum over N of softmax(q) k). MobileViT v2, section 3.
-
-    A token has one score q, so the cost is linear in N. One dense layer computes q, k and v together, in this order.
-    """
-
-    def build(self, shape):
-        width = shape[-1]
-        self.qkv = layers.Dense(1 + 2 * width, name="qkv", dtype=self.dtype_policy)
-        self.out = layers.Dense(width, name="out", dtype=self.dtype_policy)
-        self.qkv.build(shape)
-        self.out.build(shape)
-
-    def call(self, x):
-        width = x.shape[-1]
-        qkv = self.qkv(x)
-        scores = ops.softmax(ops.transpose(qkv[..., :1], (0, 1, 3, 2)))  # (B,P,1,N)
-        context = ops.matmul(scores, qkv[..., 1 : 1 + width])  # (B,P,1,D)
-        return self.out(ops.relu(qkv[..., 1 + width :]) * context)
-
-
 class SeparableBlock(SameShape):
     """(B,P,N,D) -> (B,P,N,D): x + attention(norm1(x)), then x + mlp(norm2(x)). MobileViT v2, section 3."""
 
     def __init__(self, mlp_hidden, drop_path=0.0, **kwargs):
         super().__init__(**kwargs)
-        self.norm1 = MapNorm(name="norm1", dtype=self.dtype_policy)
-        self.attention = SeparableAttention(name="attention", dtype=self.dtype_policy)
-        self.norm2 = MapNorm(name="norm2", dtype=self.dtype_policy)
+        self.norm1 = GroupNorm(1, name="norm1", dtype=self.dtype_policy)
+        self.attention = SeparableSelfAttention(1, name="attention", dtype=self.dtype_policy)
+        self.norm2 = GroupNorm(1, name="norm2", dtype=self.dtype_policy)
         self.mlp = Mlp(mlp_hidden, "silu", name="mlp", dtype=self.dtype_policy)
         self.drop_path = DropPath(drop_path, name="drop_path", dtype=self.dtype_policy)
 
@@ -103,7 +69,7 @@ class MobileViTV2Block(SameShape):
         self.transformer = [
             SeparableBlock(mlp_hidden, drop_path, name=f"layer_{i}", dtype=dtype) for i in range(token_depth)
         ]
-        self.norm = MapNorm(name="norm", dtype=dtype)
+        self.norm = GroupNorm(1, name="norm", dtype=dtype)
 
     def build(self, shape):
         batch, height, width, channels = shape
@@ -181,26 +147,9 @@ class MobileViTV2(VisionModel):
 
     @staticmethod
     def size_multiple(cfg):
-        return 2 ** len(cfg.widths) * cfg.patch_size  # every stage but the first halves the size, and so does the stem
+        return total_stride(cfg.widths, cfg.patch_size)
 
     @classmethod
-    def graph(cls, cfg, image):
-        x = ConvNorm(cfg.stem_width, 3, strides=2, name="stem")(image)
-        first = len(cfg.widths) - len(cfg.token_widths)  # stage that begins to have a MobileViT v2 block
-        rates = iter(drop_path_rates(cfg.drop_path, sum(cfg.depths) + len(cfg.token_widths)))
-        for s, (width, depth) in enumerate(zip(cfg.widths, cfg.depths, strict=True)):
-            for i in range(depth):
-                strides = 2 if s > 0 and i == 0 else 1
-                x = InvertedResidual(width, strides, cfg.expansion, next(rates), name=f"stage_{s}_block_{i}")(x)
-            if s >= first:
-                token_width = cfg.token_widths[s - first]
-                x = cls.Block(
-                    token_width,
-                    cfg.token_depths[s - first],
-                    cfg.mlp_expansion * token_width,
-                    cfg.patch_size,
-                    next(rates),
-                    name=f"stage_{s}_block_{depth}",
-                )(x)
-        x = layers.GlobalAveragePooling2D(name="pool")(x)
-        return layers.Dense(cfg.num_classes, dtype="float32", name="head")(x) if cfg.num_classes else x
+    def backbone(cls, cfg, image):
+        x = mobile_stages(cfg, image, cls.Block)
+        return layers.GlobalAveragePooling2D(name="pool")(x)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from keras import layers, ops
 
-from keras_vits.layers import DropPath, LayerScale, Mlp, SameShape, drop_path_rates
+from keras_vits.layers import DropPath, LayerScale, Mlp, SameShape
 from keras_vits.models._base import VisionModel
 from keras_vits.models._registry import register
+from keras_vits.models._stages import mlp_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +99,6 @@ class ResMLP(VisionModel):
         return cfg.patch_size
 
     @staticmethod
-    def graph(cfg, image):
-        x = layers.Conv2D(cfg.width, cfg.patch_size, strides=cfg.patch_size, name="stem")(image)
-        x = layers.Reshape((-1, cfg.width), name="tokens")(x)
-        for i, rate in enumerate(drop_path_rates(cfg.drop_path, cfg.depth)):
-            x = ResMLPBlock(cfg.mlp_hidden, cfg.layer_scale, rate, name=f"block_{i}")(x)
-        x = Affine(name="norm")(x)
-        x = layers.GlobalAveragePooling1D(name="pool")(x)
-        return layers.Dense(cfg.num_classes, dtype="float32", name="head")(x) if cfg.num_classes else x
+    def backbone(cfg, image):
+        block = lambda rate, name: ResMLPBlock(cfg.mlp_hidden, cfg.layer_scale, rate, name=name)
+        return mlp_blocks(cfg, image, block, Affine)

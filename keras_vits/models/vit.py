@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from keras import initializers, layers, ops
 
 from keras_vits.checkpoints.assign import resample_positions
+from keras_vits.heads import Classifier, PooledFeatures
 from keras_vits.layers import PositionEmbedding, TransformerBlock, drop_path_rates
 from keras_vits.models._base import VisionModel
 from keras_vits.models._registry import register
@@ -129,7 +130,7 @@ class DistilledHead(layers.Layer):
 
 
 def encode(cfg, x):
-    """From the map of patches (B,h,w,D) to the logits (B,K): what ViT and its hybrids share."""
+    """From the map of patches (B,h,w,D) to the features (B,D), or (B,2,D) if distilled, for ViT and its hybrids."""
     check(cfg)
     prefix = cfg.class_token + cfg.distill_token + cfg.registers
     grid = x.shape[1:3]
@@ -163,11 +164,19 @@ def encode(cfg, x):
     x = Pool("two tokens" if cfg.distill_token else cfg.pool, prefix, name="pool")(x)
     if cfg.norm == "pooled":
         x = layers.LayerNormalization(epsilon=cfg.epsilon, name="fc_norm")(x)
-    if cfg.distill_token:
-        if not cfg.num_classes:
-            return layers.GlobalAveragePooling1D(name="mean")(x)
-        return DistilledHead(cfg.num_classes, dtype="float32", name="head")(x)
-    return layers.Dense(cfg.num_classes, dtype="float32", name="head")(x) if cfg.num_classes else x
+    return x
+
+
+class ViTHead(VisionModel):
+    """What ViT and its hybrids have behind the features: two heads of a distilled model, (B,2,D), otherwise one."""
+
+    @classmethod
+    def head(cls, cfg):
+        if not cfg.distill_token:
+            return super().head(cfg)
+        if cfg.num_classes:
+            return Classifier(cfg.num_classes, DistilledHead)
+        return PooledFeatures(functools.partial(layers.GlobalAveragePooling1D, name="mean"))
 
 
 def check(cfg):
@@ -342,7 +351,7 @@ TANH = dict(activation="gelu_tanh")
 
 
 @register
-class ViT(VisionModel):
+class ViT(ViTHead):
     Config = ViTConfig
 
     @staticmethod
@@ -350,7 +359,7 @@ class ViT(VisionModel):
         return cfg.patch_size
 
     @staticmethod
-    def graph(cfg, image):
+    def backbone(cfg, image):
         x = layers.Conv2D(cfg.width, cfg.patch_size, strides=cfg.patch_size, use_bias=not cfg.norm_pre, name="stem")(
             image
         )

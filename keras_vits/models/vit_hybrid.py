@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 from keras import activations, layers, ops
 
-from keras_vits.layers import ConvNorm, SameShape
-from keras_vits.models._base import VisionModel
+from keras_vits.layers import ConvNorm, GroupNorm
 from keras_vits.models._registry import register
-from keras_vits.models.vit import BASE, LARGE, NAMES, SMALL, TINY, ViTConfig, encode
+from keras_vits.models.vit import BASE, LARGE, NAMES, SMALL, TINY, ViTConfig, ViTHead, encode
 
 STEM_WIDTH = 64  # channels of the stem; the first stage has 256 and each further one twice as many
 
@@ -39,32 +38,6 @@ class StandardizedConv2D(layers.Conv2D):
         exact = exact - ops.mean(exact, axis=(0, 1, 2))
         exact = exact * ops.rsqrt(ops.mean(ops.square(exact), axis=(0, 1, 2)) + 1e-8)
         return super().convolution_op(inputs, ops.cast(exact, kernel.dtype))
-
-
-class GroupNorm(SameShape):
-    """(B,H,W,C) -> (B,H,W,C): zero mean and unit variance of each group of channels, then an affine map.
-
-    Group normalisation (arXiv 1803.08494), equation 7, in tensors of at most 4 dimensions.
-
-    Args:
-        groups: number of groups; must divide C.
-    """
-
-    def __init__(self, groups=32, **kwargs):
-        super().__init__(**kwargs)
-        self.groups = groups
-
-    def build(self, shape):
-        self.gamma = self.add_weight(shape=shape[-1:], initializer="ones", name="gamma")
-        self.beta = self.add_weight(shape=shape[-1:], initializer="zeros", name="beta")
-
-    def call(self, x):
-        height, width, channels = x.shape[1:]
-        y = ops.reshape(ops.cast(x, "float32"), (-1, height * width, self.groups, channels // self.groups))
-        y = y - ops.mean(y, axis=(1, 3), keepdims=True)
-        y = y * ops.rsqrt(ops.mean(ops.square(y), axis=(1, 3), keepdims=True) + 1e-5)
-        y = ops.cast(ops.reshape(y, (-1, height, width, channels)), x.dtype)
-        return y * self.gamma + self.beta
 
 
 class StandardizedConvNorm(layers.Layer):
@@ -173,7 +146,7 @@ class Bottleneck(layers.Layer):
 
 
 @register
-class HybridViT(VisionModel):
+class HybridViT(ViTHead):
     Config = HybridViTConfig
 
     @staticmethod
@@ -181,7 +154,7 @@ class HybridViT(VisionModel):
         return 4 * 2 ** max(len(cfg.stages) - 1, 0) * cfg.patch_size  # every stage but the first halves the size
 
     @staticmethod
-    def graph(cfg, image):
+    def backbone(cfg, image):
         if cfg.backbone not in UNITS:
             raise ValueError(f"backbone must be one of {', '.join(UNITS)}; received {cfg.backbone!r}.")
         x = Stem(cfg.backbone, name="stem")(image)

@@ -5,7 +5,7 @@ import re
 
 import keras
 
-from keras_vits.models._base import BLOCK
+from keras_vits.layers import _names as names
 
 UNDECAYED = ("table", "class_token", "distill_token", "registers")  # embeddings: positions, prefix tokens
 
@@ -34,7 +34,7 @@ def parameter_groups(model, *, layer_decay=0.75, weight_decay=0.05):
 
     Args:
         model: a `VisionModel`; its frozen variables are in no group.
-        layer_decay: ratio of a layer's learning rate to the next layer's, in (0, 1]; 1 gives all layers the same.
+        layer_decay: ratio of a layer's learning rate to the next layer's, in (0, 1]; 1 gives all the same.
         weight_decay: weight decay of the variables that have one, a non-negative number.
 
     Returns:
@@ -51,7 +51,7 @@ def parameter_groups(model, *, layer_decay=0.75, weight_decay=0.05):
         raise ValueError(f"{model.name} has no trainable variables: call model.unfreeze() or freeze less.")
     depth, depths = 0, {}
     for layer in model.layers:
-        if BLOCK.fullmatch(layer.name) or layer.name == "pool":
+        if names.BLOCK.fullmatch(layer.name) or layer.name == names.POOL:
             depth += 1
         depths[layer.name] = depth
     groups = {}

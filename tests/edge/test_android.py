@@ -1,4 +1,4 @@
-"""Android devices, with a stand-in for adb. `python tests/edge/test_android.py` writes benchmarks/ANDROID.md."""
+"""Android devices, with a stand-in for adb."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,6 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
 import time
 import types
 import warnings
@@ -16,9 +15,11 @@ import adb_stand_in
 import keras
 import numpy as np
 import pytest
+from android_document import DOCUMENT, transcript
 
 import keras_vits
 from keras_vits import edge
+from keras_vits.edge import selftest
 from keras_vits.edge.devices import android
 from keras_vits.edge.records import DeviceError, DeviceWarning, ratio
 
@@ -27,7 +28,6 @@ SERIAL = "R58M123"
 HERE = pathlib.Path(__file__).parent
 # As `python adb_stand_in.py`, without compiling it each time.
 IMPORT = "import sys; sys.path[:0] = sys.argv[1:2]; import adb_stand_in; sys.exit(adb_stand_in.main(sys.argv[2:]))"
-DOCUMENT = HERE.parents[1] / "benchmarks" / "ANDROID.md"
 QUICK = dict(min_runs=10, min_seconds=0.01, warmup_seconds=0.0)
 SHORT = dict(threads=1, accelerators=("cpu", "gpu"), **QUICK)  # the run that is failed at each of its steps
 STEPS = 19  # of it, as `test_a_run_has_so_many_steps` checks
@@ -80,10 +80,7 @@ def memory(tmp_path_factory):
 
 def pictures(patch, count):
     """Self-tests have so many pictures, of ten."""
-    patch.setattr(android, "generated", lambda size: generated(size)[:count])
-
-
-generated = android.generated
+    patch.setattr(selftest, "PICTURES", count)
 
 
 @pytest.fixture
@@ -496,48 +493,6 @@ def test_ctrl_c_leaves_nothing(phone, artifact, good_run, words):
 # ---------------------------------------------------------------- the document
 
 
-def transcript(folder, memory):
-    """The text of ANDROID.md: the commands of one run."""
-    with pytest.MonkeyPatch.context() as patch:
-        pictures(patch, 2)
-        phone = StandIn(pathlib.Path(folder) / "phone", memory, patch.setenv)
-        artifact = tiny(pathlib.Path(folder) / "file")
-        edge.benchmark(artifact, device="android", threads=2)
-    commands = plain(phone.log())
-    alike = [re.sub(r"\d(?=\.(bin|out) )", "N", line) for line in commands]
-    first = next(i for i, line in enumerate(commands) if "--max_secs" in line)
-    times = [i for i, line in enumerate(commands) if i >= first and ("--max_secs" in line or "dumpsys" in line)]
-    turn = len(times) // android.TURNS
-    lines = []
-    for i, (line, like) in enumerate(zip(commands, alike, strict=True)):
-        if i and "output_filepath" in line and like == alike[i - 1]:
-            lines.append("# and so for every picture")
-        elif i in times[turn:]:
-            lines += [f"# {android.TURNS - 1} more such turns"] * (i == times[turn])
-        else:
-            lines.append(line)
-    return "\n".join(
-        [
-            "# What an Android device is asked",
-            "",
-            "Written by `python tests/edge/test_android.py` from a run of `keras-vits benchmark tiny_float32.tflite "
-            "--device android --threads 2` against `tests/edge/adb_stand_in.py`, and compared with one by the tests. "
-            "After a failure `adb get-state` asks whether the device is still there. The last command also follows an "
-            "error or Ctrl-C, and ends a `benchmark_model` that is still running. A turn that made the device hot is "
-            "repeated after a pause.",
-            "",
-            "```",
-            *lines,
-            "```",
-            "",
-        ]
-    )
-
-
 def test_the_document_is_what_a_run_asks(tmp_path, memory):
+    """tools/generate.py writes it."""
     assert DOCUMENT.read_text(encoding="utf-8") == transcript(tmp_path, memory)
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        DOCUMENT.write_text(transcript(folder, folder), encoding="utf-8")

@@ -15,9 +15,9 @@ from families import FAMILIES
 
 from keras_vits._util.progress import progress
 from keras_vits.edge import artifact as artifacts
-from keras_vits.edge.devices import host
+from keras_vits.edge.devices import host, turns
 from keras_vits.edge.evidence.benchmark import benchmark
-from keras_vits.edge.records import Latency, ratio
+from keras_vits.edge.records import DeviceWarning, Latency, ratio
 from keras_vits.specs import InputSpec, OutputSpec
 
 pytestmark = pytest.mark.once
@@ -104,16 +104,59 @@ def test_numbers_fit_together(chains, measured):
     assert len({(speed.started, len(speed.round_ms)) for speed in measured}) == 1
 
 
+class Taker(turns.Timed):
+    """Takes turns without running anything; from turn `breaks` on, it cannot."""
+
+    def __init__(self, log, name, ms=10.0, breaks=None):
+        super().__init__()
+        self.log, self.name, self.ms, self.breaks = log, name, ms, breaks
+
+    def __str__(self):
+        return self.name
+
+    def run(self, runs, seconds=0.0):
+        if self.breaks is not None and len(self.rounds) >= self.breaks:
+            raise turns.FailedError("it is broken")
+        self.log.append(self.name)
+        return [self.ms] * max(runs, int(seconds * 1e3 / self.ms))
+
+
 def test_turns_are_taken_in_a_changing_order():
-    class Child:
-        left = 12
+    log = []
+    turns.take_turns([Taker(log, i) for i in range(5)], turns.Goal(rounds=12), random=np.random.default_rng(0))
+    orders = [tuple(log[i : i + 5]) for i in range(0, len(log), 5)]
+    assert len(orders) == 12 and all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
+    assert len(set(orders)) > 6
+    log.clear()
+    turns.take_turns([Taker(log, i) for i in range(5)], turns.Goal(rounds=3))
+    assert log == [0, 1, 2, 3, 4] * 3  # as given
 
-        def has_enough(self, runs, seconds):
-            self.left -= 1
-            return self.left < 0
 
-    orders = [tuple(order) for order in host.rounds([Child() for _ in range(5)], 1, 1)]
-    assert len(set(orders)) > 6 and all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
+def test_turns_end_when_every_one_has_enough():
+    fast, slow = Taker([], "fast", ms=1.0), Taker([], "slow", ms=50.0)
+    for one in (fast, slow):
+        one.warm_up(0.2)
+    assert (fast.runs, slow.runs) == (100, 2)  # of a tenth of a second
+    turns.take_turns([fast, slow], turns.Goal(runs=10, seconds=0.3))
+    assert len(fast.rounds) == len(slow.rounds) == 5  # ten runs of the slow one
+    slow = Taker([], "slow", ms=500.0)
+    turns.take_turns([slow], turns.Goal(runs=10**6, seconds=0.1))
+    assert sum(map(len, slow.rounds)) == 3  # more than ten times the seconds
+    assert slow.times == dict(runs=3, median_ms=500, p90_ms=500, p99_ms=500, round_ms=(500, 500, 500))
+
+
+def test_one_that_fails_leaves_the_others_alone():
+    good, bad = Taker([], "good"), Taker([], "bad", breaks=2)
+    with pytest.warns(DeviceWarning, match="bad was left out: it is broken") as said:
+        turns.take_turns([good, bad], turns.Goal(rounds=5))
+    assert (len(good.rounds), len(bad.rounds), len(said)) == (5, 2, 1)
+    assert good.failure is None and bad.failure
+
+
+def test_a_round_that_does_not_count_is_taken_again():
+    kept, log = iter([True, False, False, True]), []
+    turns.take_turns([Taker(log, "a"), Taker(log, "b")], turns.Goal(rounds=2), keeps=lambda: next(kept))
+    assert log == ["a", "b"] * 4
 
 
 def test_four_times_the_work_takes_four_times_as_long(chains):
@@ -206,14 +249,14 @@ def test_a_file_that_cannot_run_says_why_and_leaves_no_process(tmp_path, chains,
 
 def test_a_process_that_is_killed_is_named(chains, monkeypatch):
     started = spy_on_processes(monkeypatch)
-    measure = host.Child.measure
+    turn = host.Child.turn
 
-    def kill_then_measure(child, runs):
+    def kill_then_turn(child):
         if child.artifact is chains[1]:
             os.kill(child.worker.process.pid, signal.SIGKILL)
-        measure(child, runs)
+        turn(child)
 
-    monkeypatch.setattr(host.Child, "measure", kill_then_measure)
+    monkeypatch.setattr(host.Child, "turn", kill_then_turn)
     with pytest.raises(ValueError, match=r"depth_8\.tflite could not be measured, its process ended with code -9"):
         benchmark(chains, **QUICK)
     assert all(process.poll() is not None for process in started)
@@ -222,10 +265,10 @@ def test_a_process_that_is_killed_is_named(chains, monkeypatch):
 def test_ctrl_c_leaves_no_process(chains, monkeypatch):
     started = spy_on_processes(monkeypatch)
 
-    def interrupt(child, runs):
+    def interrupt(child):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(host.Child, "measure", interrupt)
+    monkeypatch.setattr(host.Child, "turn", interrupt)
     with pytest.raises(KeyboardInterrupt):
         benchmark(chains, **QUICK)
     assert len(started) == 2

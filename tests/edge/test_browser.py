@@ -17,7 +17,7 @@ import pytest
 
 import keras_vits
 from keras_vits import edge
-from keras_vits.edge.devices import browser
+from keras_vits.edge.devices import browser, browser_server, chromium
 
 pytestmark = pytest.mark.once
 
@@ -217,14 +217,14 @@ def test_garbage_is_refused_and_nothing_is_lost(artifacts, npm):
 
 
 def test_an_answer_counts_once(artifacts, npm):
-    with browser._Server(artifacts[:1], "127.0.0.1", 0) as server:
+    with browser_server.Server(artifacts[:1], "127.0.0.1", 0) as server:
         phone, again = Phone(server.url), {"session": 1, "answer": {"ms": [2]}}
         threading.Thread(target=phone.work, daemon=True).start()
         page = server.opened(20, None, "Waiting")
         assert phone.post("answer", again)[0] == 400  # nothing was asked yet
-        assert page.ask(task="run", model=0, runs=2, seconds=0) == {"ms": [2, 2]}
+        assert page.ask(task="run", model=0, runs=2, seconds=0).ms == [2, 2]
         assert phone.post("answer", again)[0] == 400
-        assert page.ask(task="run", model=0, runs=3, seconds=0) == {"ms": [2, 2, 2]}
+        assert page.ask(task="run", model=0, runs=3, seconds=0).ms == [2, 2, 2]
 
 
 def test_a_page_that_is_closed_or_opened_twice_begins_anew(artifacts, npm):
@@ -297,7 +297,7 @@ def test_only_what_the_browser_has_is_measured(artifacts, npm):
 
 
 def test_a_page_that_falls_silent_is_given_up_with_the_results_so_far(artifacts, npm, monkeypatch):
-    monkeypatch.setattr(browser, "SILENCE_SECONDS", 1.5)
+    monkeypatch.setattr(browser_server, "SILENCE_SECONDS", 1.5)
 
     def visit(url):
         def run(order):
@@ -342,16 +342,16 @@ def test_what_is_missing_is_named(artifacts, npm, monkeypatch, tmp_path):
     with pytest.raises(edge.DeviceError, match="CHROME names /no/such/chrome, which is not a program"):
         edge.benchmark(artifacts[0], device="browser")
     monkeypatch.delenv("CHROME")
-    monkeypatch.setattr(browser, "MAC", "/no/such/chrome")
+    monkeypatch.setattr(chromium, "MAC", "/no/such/chrome")
     with monkeypatch.context() as patch, pytest.raises(edge.DeviceError, match="There is no Chromium or Chrome"):
         patch.setenv("PATH", str(tmp_path))
-        browser.chromium()
+        chromium.chromium()
     monkeypatch.setenv("KERAS_VITS_WEB", str(tmp_path / "empty"))
-    command = f"npm install --ignore-scripts --prefix {tmp_path}/empty @litertjs/core@{browser.VERSION}"
+    command = f"npm install --ignore-scripts --prefix {tmp_path}/empty @litertjs/core@{browser_server.VERSION}"
     with pytest.raises(edge.DeviceError, match=f"LiteRT.js is not in {tmp_path}/empty: {command}$"):
-        browser.package()
+        browser_server.package()
     assert json.loads((ROOT / "examples/web/package.json").read_text())["dependencies"] == {
-        browser.PACKAGE: browser.VERSION
+        browser_server.PACKAGE: browser_server.VERSION
     }
 
 
@@ -384,7 +384,7 @@ def test_a_browser_that_crashes_or_hangs_is_named_and_ended(artifacts, npm, tmp_
         edge.benchmark(artifacts[0], device="browser")
     assert is_gone(tmp_path)
     (tmp_path / "chrome").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\necho 'GPU is stuck' >&2\nsleep 60 & wait\n")
-    monkeypatch.setattr(browser, "SILENCE_SECONDS", 2.5)
+    monkeypatch.setattr(browser_server, "SILENCE_SECONDS", 2.5)
     with pytest.raises(
         edge.DeviceError, match=r"not opened the page within 2\.5 seconds\. Its last words: GPU is stuck"
     ):
@@ -395,7 +395,7 @@ def test_a_browser_that_crashes_or_hangs_is_named_and_ended(artifacts, npm, tmp_
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc, which only Linux has")
 def test_a_browser_ends_with_the_process_that_started_it(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, "sleep 60 & wait")
-    command = [sys.executable, "-I", "-c", browser.WATCH, str(tmp_path / "chrome")]
+    command = [sys.executable, "-I", "-c", chromium.WATCH, str(tmp_path / "chrome")]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 20
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
@@ -410,39 +410,43 @@ def test_a_browser_ends_with_the_process_that_started_it(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def chromium():
+def real_browser():
     """Skips where the real browser or LiteRT.js is missing."""
-    for find, what in ((browser.chromium, "Chromium"), (browser.package, "@litertjs/core (.ci/run installs it)")):
+    for find, what in (
+        (chromium.chromium, "Chromium"),
+        (browser_server.package, "@litertjs/core (.ci/run installs it)"),
+    ):
         try:
             find()
         except edge.DeviceError as e:
             pytest.skip(f"{what} is not installed: {e}")
 
 
-def test_files_run_in_chromium_as_they_do_here(chromium, artifacts, monkeypatch, capfd):
+def test_files_run_in_chromium_as_they_do_here(real_browser, artifacts, monkeypatch, capfd):
     """But for one, of which we expect something else here."""
     before = threading.active_count()
-    errors, ask, self_test = [], browser._Page.ask, browser._self_test
+    errors, ask, self_test = [], browser_server.Page.ask, browser_server.self_test
 
     def spy(page, **order):
         answer = ask(page, **order)
-        errors.extend(answer.get("errors", {}).values())
+        errors.extend(getattr(answer, "errors", {}).values())
         return answer
 
-    def other(artifact):
-        images, outputs = self_test(artifact)
+    def other(artifact, runner):
+        test = self_test(artifact, runner)
         if artifact is artifacts[0]:
-            outputs["logits"][7, 2] += 1e-3 * np.abs(outputs["logits"]).max()
-        return images, outputs
+            values = test.named["logits"].values
+            values[7, 2] += 1e-3 * np.abs(values).max()
+        return test
 
-    monkeypatch.setattr(browser._Page, "ask", spy)
-    monkeypatch.setattr(browser, "_self_test", other)
+    monkeypatch.setattr(browser_server.Page, "ask", spy)
+    monkeypatch.setattr(browser_server, "self_test", other)
     with pytest.warns(edge.DeviceWarning, match=r"_float32\.tflite on wasm.* was not measured: .* logits differs by"):
         found = edge.benchmark(artifacts, device="browser", accelerators="wasm", **QUICK)
     assert [(f.artifact_path, f.accelerator, f.threads) for f in found] == [
         (artifact.path, "wasm", threads) for artifact in artifacts[1:] for threads in (1, 2)
     ]
-    version = json.loads((browser.package() / "package.json").read_text())["version"]
+    version = json.loads((browser_server.package() / "package.json").read_text())["version"]
     for one in found:
         assert one.device == "browser" and one.runtime == f"LiteRT.js {version}"
         assert 0 < one.median_ms <= one.p90_ms <= one.p99_ms and one.load_ms > 0 and one.runs >= 4
@@ -456,7 +460,7 @@ def test_files_run_in_chromium_as_they_do_here(chromium, artifacts, monkeypatch,
 
 
 @pytest.mark.filterwarnings("ignore:webgpu:keras_vits.edge.DeviceWarning")
-def test_webgpu_gives_the_same_in_chromium(chromium, artifacts):
+def test_webgpu_gives_the_same_in_chromium(real_browser, artifacts):
     """On a GPU, or on one that Chromium emulates."""
     try:
         found = edge.benchmark(artifacts[0], device="browser", threads=1, accelerators="webgpu", **QUICK)

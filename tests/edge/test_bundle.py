@@ -23,6 +23,7 @@ from PIL import Image
 import keras_vits
 from keras_vits import edge
 from keras_vits._util.files import sha256
+from keras_vits.edge.selftest import generated
 from keras_vits.prediction import best
 from keras_vits.preprocess import Preprocessing
 
@@ -46,17 +47,31 @@ PLATFORMS = {
 }
 
 
-@pytest.fixture(scope="module")
-def model():
-    tiny = dict(image_size=(24, 32), patch_size=8, width=24, depth=1, heads=2, mlp_hidden=48, num_classes=len(NAMES))
+def make(names, seed=0):
+    tiny = dict(image_size=(24, 32), patch_size=8, width=24, depth=1, heads=2, mlp_hidden=48, num_classes=len(names))
     model = keras_vits.create("vit_tiny_patch16_224", **tiny)
-    model.class_names, model.preprocessing = NAMES, PREPROCESSING
-    model.set_weights([np.random.default_rng(i).normal(0, 0.3, w.shape) for i, w in enumerate(model.weights)])
+    model.class_names, model.preprocessing = names, PREPROCESSING
+    weights = [np.random.default_rng(seed + i).normal(0, 0.3, w.shape) for i, w in enumerate(model.weights)]
+    model.set_weights(weights)
     return model
 
 
 @pytest.fixture(scope="module")
-def artifacts(model, tmp_path_factory):
+def model():
+    return make(NAMES)
+
+
+@pytest.fixture(scope="module")
+def one_class():
+    """A model of a single class, which says yes to some pictures and no to others."""
+    model = make(("cat",))
+    logits = model.predict(PREPROCESSING.normalize(generated((24, 32, 3))), verbose=0)
+    model.get_layer("head").bias.assign_sub(float(np.median(logits)))
+    return model
+
+
+@pytest.fixture(scope="module")
+def artifacts(model, one_class, tmp_path_factory):
     """The model's file of a kind, written once."""
     folder = tmp_path_factory.mktemp("artifacts")
 
@@ -66,12 +81,17 @@ def artifacts(model, tmp_path_factory):
             return edge.coreml.export(model, folder)
         if kind == "image":
             return edge.coreml.export(model, folder, image_input=True, name="image")
+        if kind == "one_image":
+            return edge.coreml.export(one_class, folder, image_input=True, name="one")
         if kind == "keras":
             return edge.keras_file.export(model, folder)
         if kind == "dynamic_int8":
             return edge.litert.quantize(artifact("litert"), "dynamic_int8")
         options = {"litert": {}, "pixels": dict(uint8_input=True, head="softmax"), "batch": dict(batch=2)}
-        options["top_k"] = dict(head="top_k", top_k=3)
+        options |= dict(top_k=dict(head="top_k", top_k=3), one_logit={}, one_probability=dict(head="softmax"))
+        options["features"] = dict(features=["pool"])
+        if kind.startswith("one"):
+            return edge.litert.export(one_class, folder, name=kind, **options[kind])
         return edge.litert.export(model, folder, name=kind, **options[kind])
 
     return artifact
@@ -125,6 +145,31 @@ def test_the_expected_outputs_are_the_models_own(model, artifacts, tmp_path, kin
     error = np.abs(expected - [p["output"] for p in test["pictures"]]).max()
     assert error <= (test["tolerance"]["gpu"] if platform == "ios" else 1e-5 * np.abs(expected).max())
     assert test["tolerance"] == bundle.tolerance and test["computed_by"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "head"),
+    [("one_logit", "android", "sigmoid"), ("one_probability", "web", "softmax"), ("one_image", "ios", "softmax")],
+)
+def test_a_single_class_is_there_or_not(one_class, artifacts, tmp_path, kind, platform, head):
+    bundle = edge.bundle(artifacts(kind), tmp_path / "out", platform)
+    about, test = read(bundle.model / "model.json"), read(bundle.model / "selftest.json")
+    assert (bundle.model / "labels.txt").read_text() == "cat\n"
+    pixels = np.stack([np.asarray(Image.open(bundle.model / p["file"])) for p in test["pictures"]])
+    logits = one_class.predict(PREPROCESSING.normalize(pixels), verbose=0)
+    assert about["head"] == head
+    expected = logits if head == "sigmoid" else 1 / (1 + np.exp(-logits))
+    assert np.abs(expected - [p["output"] for p in test["pictures"]]).max() <= test["tolerance"]["gpu"]
+    assert [p["class"] for p in test["pictures"]] == (logits[:, 0] > 0).tolist()
+    assert {p["class"] for p in test["pictures"]} == {0, 1}
+
+
+def test_the_output_that_tells_the_class_comes_first(artifacts, tmp_path):
+    """Features beside it are left alone."""
+    bundle = edge.bundle(artifacts("features"), tmp_path / "out", "web")
+    outputs = [output["name"] for output in read(bundle.model / "model.json")["outputs"]]
+    assert outputs[0] == artifacts("features").classification.name and len(outputs) == 2
+    assert {len(p["output"]) for p in read(bundle.model / "selftest.json")["pictures"]} == {len(NAMES)}
 
 
 def test_pictures_are_the_same_each_time_or_the_given_ones(artifacts, tmp_path):
@@ -226,8 +271,8 @@ def test_the_sources_read_only_what_the_files_hold(artifacts, tmp_path):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_the_examples_make_their_bundles(platform, tmp_path, monkeypatch, capsys):
-    script = ROOT / "examples" / platform / "make_bundle.py"
-    monkeypatch.setattr(sys, "argv", [str(script), "--smoke", "--out", str(tmp_path / "out")])
+    script = ROOT / "examples" / "make_bundle.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--platform", platform, "--smoke", "--out", str(tmp_path / "out")])
     runpy.run_path(str(script), run_name="__main__")
     assert "10 pictures to test itself" in capsys.readouterr().out
     written = {p.name for p in (tmp_path / "out").rglob("*")}
@@ -330,7 +375,9 @@ def browse(site, artifacts):
     server.shutdown()
 
 
-@pytest.mark.parametrize("kind", ["litert", "pixels", "top_k", "dynamic_int8"])
+@pytest.mark.parametrize(
+    "kind", ["litert", "pixels", "top_k", "dynamic_int8", "features", "one_logit", "one_probability"]
+)
 def test_the_web_bundle_passes_its_test_in_a_browser(browse, site, artifacts, kind):
     bundle = edge.bundle(artifacts(kind), site / "bundle", "web")
     Image.fromarray(photos(1)[0]).save(site / "photo.png")
@@ -342,11 +389,13 @@ def test_the_web_bundle_passes_its_test_in_a_browser(browse, site, artifacts, ki
 
     given = artifacts(kind)
     image = PREPROCESSING.pixels(photos(1)[0]) if kind == "pixels" else PREPROCESSING(photos(1)[0])
-    scores = edge.litert.load(given).predict(image[None])[0]
+    scores = edge.litert.load(given).predict(image[None])
+    scores = (scores[given.classification.name] if isinstance(scores, dict) else scores)[0]
     (found,) = report["labels"]
-    assert len(found) == (3 if kind == "top_k" else 4) and all(p["label"] == NAMES[p["index"]] for p in found)
+    names = given.classification.class_names
+    assert len(found) == (3 if kind == "top_k" else len(names)) and all(p["label"] == names[p["index"]] for p in found)
     if kind != "top_k":
-        expected = best(scores, given.outputs[0], 4)
+        expected = best(scores, given.classification, 4)
         assert [p["label"] for p in found] == [p.label for p in expected]
         scores = [p.probability for p in expected]
     assert [p["probability"] for p in found] == pytest.approx(scores, abs=0.05)  # one resampling is not the other

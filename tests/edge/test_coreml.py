@@ -10,13 +10,14 @@ import types
 import keras
 import numpy as np
 import pytest
-from families import FAMILIES, images
+from families import FAMILIES, images, randomize
 
 import keras_vits
 from keras_vits._util import files
 from keras_vits.edge import artifact as artifacts
 from keras_vits.edge import coreml, verify
-from keras_vits.edge.targets.coreml import mlprogram
+from keras_vits.edge.targets.coreml import common, forms, mlprogram, runtime
+from keras_vits.edge.targets.coreml.handlers import HANDLERS
 from keras_vits.graph.ir import Builder
 from keras_vits.graph.ops import OPS
 from keras_vits.graph.rewrite import rewrite
@@ -219,7 +220,7 @@ NARROW = {  # op -> functions (builder, x (12,4,5) or (48,5)) -> Value
 
 
 def test_every_operation_has_a_case():
-    assert set(CASES) == set(OPS) == set(coreml.WRITERS) - {"attention"}
+    assert set(CASES) == set(OPS) == set(HANDLERS) - {"attention"}
 
 
 @pytest.mark.once
@@ -265,12 +266,12 @@ def test_regroup(seed):
     old, new = (tuple(int(np.prod(part)) for part in cut()) for _ in range(2))
     x = np.arange(math.prod(old)).reshape(old)
     for order in {tuple(random_.permutation(len(old))) for _ in range(6)}:
-        made = coreml.regroup(old, new, order)
+        made = forms.regroup(old, new, order)
         if made is not None:
             assert sorted(made) == list(range(len(new)))
             reshaped = x.transpose(order).reshape([new[axis] for axis in made])
             np.testing.assert_array_equal(reshaped, x.reshape(new).transpose(made))
-    assert coreml.regroup(old, new, tuple(range(len(old)))) is not None
+    assert forms.regroup(old, new, tuple(range(len(old)))) is not None
 
 
 # ---------------------------------------------------------------- models, end to end
@@ -354,7 +355,7 @@ def rounding(runner):
 def system(artifact):
     """The oldest system that runs a file."""
     version = mlprogram.Program(artifact.path).spec.specificationVersion
-    return next(t.name for t in mlprogram.coremltools().target if t.value == version and t.name.startswith("iOS"))
+    return next(t.name for t in common.coremltools().target if t.value == version and t.name.startswith("iOS"))
 
 
 @pytest.mark.once
@@ -543,7 +544,7 @@ def test_several_outputs(layout, tmp_path):
     assert len(found) == 4 and tuple(found) == artifact.output_names == tuple(model.output_names)
     for y, expected in zip(found.values(), trace(model, 3)(x), strict=True):
         assert close(y, expected)
-    with pytest.raises(ValueError, match=r"softmax.*one output.*4"):
+    with pytest.raises(ValueError, match=r"'block_0' is of the kind 'tokens'.*softmax"):
         coreml.export(model, tmp_path, head="softmax")
 
 
@@ -598,8 +599,8 @@ def test_a_mac_is_asked_for_the_same_numbers(kind, tmp_path, monkeypatch):
     if pictures:
         x = np.random.default_rng(0).integers(0, 256, x.shape, np.uint8)
     elsewhere = coreml.load(artifact).predict(x)
-    monkeypatch.setattr(coreml, "sys", types.SimpleNamespace(platform="darwin"))
-    monkeypatch.setattr(coreml.coremltools().models, "MLModel", StandIn)
+    monkeypatch.setattr(runtime, "sys", types.SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(common.coremltools().models, "MLModel", StandIn)
     runner = coreml.load(artifact)
     assert runner._model.compute_units.name == "CPU_AND_NE"
     found = runner.predict(x)
@@ -635,7 +636,7 @@ def test_errors(tmp_path):
         with pytest.raises(ValueError, match=message):
             coreml.export(model, tmp_path, **options)
     with pytest.raises(ValueError, match="twice"):
-        coreml.export(create("vit", class_names=list("aabcd")), tmp_path)
+        coreml.export(create("vit", class_names=list("aabcd")), tmp_path, head="softmax")
     image = keras.Input((8, 8, 3))
     with pytest.raises(ValueError, match="preprocessing"):
         coreml.export(keras.Model(image, keras.layers.Flatten()(image)), tmp_path, image_input=True)
@@ -653,7 +654,7 @@ def test_nothing_is_left_when_the_disk_is_full(tmp_path, monkeypatch):
     def save(self, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(mlprogram.coremltools().models.MLModel, "save", save)
+    monkeypatch.setattr(common.coremltools().models.MLModel, "save", save)
     with pytest.raises(ValueError, match="No space left on device"):
         coreml.export(model, tmp_path)
     assert files.sha256(artifact.path) == before
@@ -713,6 +714,143 @@ def test_a_classifier(tmp_path):
     numbers = coreml.export(create("vit"), tmp_path, head="softmax", name="numbers")
     assert numbers.output_names == ("probabilities",) and numbers.path.name == "numbers_float16.mlpackage"
     np.testing.assert_allclose(coreml.load(numbers).predict(images(model)).sum(-1), 1, atol=2e-3)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+def test_a_single_class(tmp_path):
+    """A sigmoid makes its probability, and the file is no classifier, since Core ML's has two labels or more."""
+    model = create("vit", num_classes=1, class_names=["leaf"])
+    x = images(model, 3)
+    bare = coreml.export(model, tmp_path, precision="float32")
+    assert (bare.outputs[0].kind, bare.outputs[0].name) == ("binary_logit", "logits")
+    assert close(coreml.load(bare).predict(x), logits(model, x))
+    assert verify(bare, model, x).top1_agreement == 1
+    pixels = np.random.default_rng(0).integers(0, 256, x.shape, np.uint8)
+    prep = model.preprocessing
+    expected = sigmoid(logits(model, (pixels / 255 - prep.mean) / prep.std))
+    artifact = coreml.export(model, tmp_path, precision="float32", image_input=True, name="picture")
+    (spec,) = artifact.outputs
+    assert (spec.kind, spec.applied, spec.classes, spec.class_names) == ("probabilities", "sigmoid", 1, ("leaf",))
+    runner = coreml.load(artifact)
+    assert runner.predict(pixels).shape == (3, 1) and "classify" not in runner.histogram()
+    np.testing.assert_allclose(runner.predict(pixels), expected, atol=1e-5)
+    assert verify(artifact, model, pixels).max_abs_error <= 1e-5
+
+
+def mobilenet():
+    model = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(32, 32, 3), classes=4)
+    return randomize(model)
+
+
+def yes_or_no():
+    image = keras.Input((8, 8, 3))
+    return keras.Model(image, keras.layers.Dense(1, activation="sigmoid")(keras.layers.Flatten()(image)))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("build, last", [(mobilenet, "softmax"), (yes_or_no, "sigmoid")])
+def test_probabilities_stay_as_they_are(build, last, tmp_path):
+    """A model that ends in softmax or sigmoid gets no second one, whichever head is asked for."""
+    model = build()
+    x = random(3, *model.input_shape[1:])
+    expected = logits(model, x)
+    for head in (None, "logits", "softmax"):
+        artifact = coreml.export(model, tmp_path, precision="float32", head=head, name=f"head_{head}")
+        (spec,) = artifact.outputs
+        assert (spec.kind, spec.applied, spec.classes) == ("probabilities", "", expected.shape[1])
+        runner = coreml.load(artifact)
+        assert runner.histogram()[last] == 1 and len({"softmax", "sigmoid"} & set(runner.histogram())) == 1
+        assert close(runner.predict(x), expected)
+
+
+@pytest.mark.once
+def test_a_foreign_classifier(tmp_path):
+    """Class names and a preprocessing given to a model that ends in softmax make it a classifier of pictures."""
+    model = mobilenet()
+    model.class_names, model.preprocessing = list("abcd"), Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    artifact = coreml.export(model, tmp_path, precision="float32", image_input=True)
+    runner = coreml.load(artifact)
+    assert runner.histogram()["softmax"] == runner.histogram()["classify"] == 1
+    assert close(runner.predict(pixels), logits(model, (pixels / 255 - 0.5) / 0.5))
+
+
+def test_two_images_at_a_time_are_no_classifier(tmp_path):
+    """Core ML's classifier has one label: a batch of images gives plain probabilities."""
+    model = create("vit", class_names=list("abcde"))
+    artifact = coreml.export(model, tmp_path, precision="float32", head="softmax", batch=2)
+    runner = coreml.load(artifact)
+    assert "classify" not in runner.histogram() and artifact.class_names == tuple("abcde")
+    found = runner.predict(images(model, 3))
+    scores = np.exp(logits(model, images(model, 3)))
+    np.testing.assert_allclose(found, scores / scores.sum(-1, keepdims=True), atol=1e-5)
+
+
+# ---------------------------------------------------------------- several inputs
+
+
+def with_a_place():
+    """A picture, a place and a season in, classes and a vector out; MIL allows no hyphen in a name."""
+    image, place = keras.Input((8, 8, 3), name="an-image"), keras.Input((2,), name="place")
+    season = keras.Input((), name="season", dtype="int32")
+    x = keras.layers.Conv2D(4, 3, activation="relu")(image)
+    x = keras.layers.Concatenate()(
+        [keras.layers.GlobalAveragePooling2D()(x), place, keras.layers.Embedding(4, 3)(season)]
+    )
+    return keras.Model([image, place, season], {"logits": keras.layers.Dense(5)(x), "vector": x}, name="placed")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("layout", coreml.LAYOUTS)
+@pytest.mark.parametrize("pictures", [False, True])
+def test_several_inputs(pictures, layout, tmp_path):
+    model = with_a_place()
+    given = {"an-image": random(3, 8, 8, 3), "place": random(3, 2, seed=1), "season": np.int32([3, 0, 2])}
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    mean, std = np.float32((0.4, 0.5, 0.6)), np.float32((0.2, 0.25, 0.3))
+    model.preprocessing = Preprocessing(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    if pictures:
+        given["an-image"] = ((pixels / 255 - mean) / std).astype(np.float32)
+    expected = dict(zip(("logits", "vector"), trace(model, 3)(*given.values()), strict=True))
+    kinds = {"logits": "logits", "vector": "features"}
+    artifact = coreml.export(model, tmp_path, precision="float32", layout=layout, kinds=kinds, image_input=pictures)
+    assert [(s.name, s.shape, s.dtype) for s in artifact.inputs] == [
+        ("an_image", (1, 8, 8, 3), "image" if pictures else "float32"),
+        ("place", (1, 2), "float32"),
+        ("season", (1,), "int32"),
+    ]
+    assert {s.name: s.kind for s in artifact.outputs} == kinds
+    given = {name.replace("-", "_"): x for name, x in given.items()}
+    if pictures:
+        given["an_image"] = pixels
+    runner = coreml.load(artifact)
+    found = runner.predict(given)
+    assert list(found) == list(expected) and all(close(found[name], expected[name]) for name in found)
+    call, _ = coreml.run({"path": artifact.path})()
+    again = call(*(given[spec.name] for spec in artifact.inputs))  # as the measuring process calls it
+    assert all(np.array_equal(again[name], found[name]) for name in found)
+    for wrong, message in [
+        (given["an_image"], r"several inputs, an_image, place, season: pass a dictionary"),
+        ({"an_image": given["an_image"]}, r"takes an_image, place, season; received an_image"),
+        ({**given, "place": random(3, 4)}, r"'place' of shape \(2,\); received \(4,\)"),
+        ({**given, "place": random(2, 2)}, r"same number in each input; received 3, 2, 3"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            runner.predict(wrong)
+    with pytest.raises(ValueError, match=r"3 inputs.*works for a file of one input"):
+        half = coreml.export(model, tmp_path, layout=layout, kinds=kinds, name="half")
+        coreml.quantize(half, "int8_int8", given["an_image"])
+
+
+def test_which_input_is_the_picture_must_be_clear(tmp_path):
+    one, two = keras.Input((8, 8, 3), name="one"), keras.Input((8, 8, 3), name="two")
+    model = keras.Model([one, two], keras.layers.Flatten()(keras.layers.Add()([one, two])))
+    model.preprocessing = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(ValueError, match=r"one input of images.*one \(1, 8, 8, 3\), two \(1, 8, 8, 3\)"):
+        coreml.export(model, tmp_path, image_input=True)
 
 
 # ---------------------------------------------------------------- compression
@@ -844,6 +982,17 @@ def test_quantize_errors(wide, tmp_path):
         coreml.quantize(full, "int8")
     with pytest.raises(ValueError, match="export the model again"):
         coreml.load(full)
+
+
+@pytest.mark.once
+def test_palettes_name_the_package_that_they_need(wide, tmp_path, monkeypatch):
+    full = coreml.export(wide[0], tmp_path)
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    with pytest.raises(ImportError, match=r'scikit-learn: pip install -e "\.\[coreml\]"'):
+        coreml.quantize(full, "palette4")
+    other = coreml.quantize(full, "int8", folder=tmp_path / "small")  # which needs none
+    assert other.path == tmp_path / "small" / f"{full.model}_int8.mlpackage"
+    assert [p.name for p in tmp_path.glob("*palette*")] == []
 
 
 def test_images_of_another_size_are_refused(wide, tmp_path):

@@ -19,8 +19,10 @@ import keras_vits
 from keras_vits import edge
 from keras_vits._util import files
 from keras_vits.edge import litert
+from keras_vits.edge.targets.litert import writer
+from keras_vits.edge.targets.litert.flatbuffer import File
 from keras_vits.edge.targets.litert.metadata import labels
-from keras_vits.edge.targets.litert.quantization import File
+from keras_vits.edge.targets.litert.packages import schema
 from keras_vits.graph.ir import Builder
 from keras_vits.graph.ops import OPS
 from keras_vits.graph.rewrite import rewrite
@@ -142,7 +144,7 @@ def test_every_primitive_is_written_or_refused_by_name():
         b = Builder()
         build(b, b.input("x", IMAGE))
         used |= {node.op for node in b.graph.nodes}
-    assert set(OPS) == set(litert.WRITERS)
+    assert set(OPS) == set(litert.HANDLERS)
     assert set(OPS) - used == {"erf", "dequantize"}  # one is refused, one is what uint8_input writes (both below)
     b = Builder()
     b.layer = "block_3/odd"
@@ -155,7 +157,7 @@ def test_constants_behind_the_flatbuffer(tmp_path, monkeypatch):
     """The layout of files over 2 GiB, forced on a small one."""
     model = FAMILIES[0].create()
     expected = edge.litert.export(model, tmp_path / "inside")
-    monkeypatch.setattr(litert, "LIMIT", 1)
+    monkeypatch.setattr(writer, "LIMIT", 1)
     outside = edge.litert.export(model, tmp_path / "outside")
     x = images(model, 1)
     assert np.array_equal(litert.load(expected).predict(x), litert.load(outside).predict(x))
@@ -255,7 +257,7 @@ def test_metadata_is_a_valid_flatbuffer(tmp_path):
     model = FAMILIES[0].create()
     model.class_names = "abcde"
     artifact = edge.litert.export(model, tmp_path)
-    S = litert._schema()
+    S = schema()
     content = artifact.path.read_bytes()
     file = S.ModelT.InitFromPackedBuf(content, 0)
     (entry,) = file.metadata
@@ -413,7 +415,7 @@ def test_options_that_do_not_fit(options, words, tmp_path):
 def test_options_of_models_that_are_not_ours(tmp_path):
     image = keras.Input((4, 4, 3))
     model = keras.Model(image, keras.layers.Dense(2, name="last")(keras.layers.Flatten(name="flat")(image)))
-    assert edge.litert.export(model, tmp_path, features=["flat"]).output_names == ("logits", "flat")
+    assert edge.litert.export(model, tmp_path, features=["flat"]).output_names == ("last", "flat")
     with pytest.raises(ValueError, match="has no layer flatt; it has: flat,"):
         edge.litert.export(model, tmp_path, features=["flatt"])
     with pytest.raises(ValueError, match="image_size needs a VisionModel"):
@@ -606,15 +608,28 @@ def test_interpreter_falls_back(monkeypatch):
     monkeypatch.setitem(sys.modules, "tflite_runtime", types.ModuleType("tflite_runtime"))
     monkeypatch.setitem(sys.modules, "tflite_runtime.interpreter", module)
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    monkeypatch.setattr(litert.importlib.metadata, "version", lambda name: {"tflite-runtime": "2.14.0"}[name])
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"tflite-runtime": "2.14.0"}[name])
     assert litert.interpreter_class() == (real, "tflite_runtime 2.14.0")
+
+
+@pytest.mark.once
+def test_to_run_a_file_imports_no_keras():
+    """Which is not in the memory that a benchmark reports."""
+    code = """
+import sys
+from keras_vits.edge.targets._protocol import target
+target("litert")
+print(sorted(sys.modules.keys() & {"keras", "jax", "tensorflow", "torch"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_missing_package_names_the_extra(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "ai_edge_litert.schema_py_generated", None)
-    with pytest.raises(ImportError, match=r"keras-vits\[litert\]"):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[litert\]"'):
         edge.litert.export(FAMILIES[0].create(), "unused")
 
 

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from keras_vits.edge.targets.coreml import mlprogram
+from keras_vits.edge.targets.coreml import common, mlprogram
 
-ct = mlprogram.coremltools()
+ct = common.coremltools()
 
 import coremltools.optimize.coreml as cto  # noqa: E402
 from coremltools.converters.mil import Builder as mb  # noqa: E402, N813
@@ -513,13 +513,13 @@ def test_wrong_inputs(tmp_path):
 def test_importing_coremltools_leaves_other_packages_alone(first, later):
     code = f"""
 import sys, {first}
-from keras_vits.edge import mlprogram
+from keras_vits.edge.targets.coreml import common, mlprogram
 packages = lambda: {{name.split(".")[0] for name in sys.modules}}
 before = packages()
-ct = mlprogram.coremltools()
+ct = common.coremltools()
 new = packages() - before
 assert not new & {{"tensorflow", "torch", "torchvision", "transformers", "sklearn"}}, new
-assert ct is mlprogram.coremltools()
+assert ct is common.coremltools()
 import {later}, sklearn.cluster
 assert {later}.ones([2, 3]).shape == (2, 3)
 """
@@ -529,5 +529,5 @@ assert {later}.ones([2, 3]).shape == (2, 3)
 
 def test_a_missing_coremltools_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "coremltools", None)
-    with pytest.raises(ImportError, match=r"keras-vits\[coreml\]"):
-        mlprogram.coremltools()
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[coreml\]"'):
+        common.coremltools()

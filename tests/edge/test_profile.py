@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import itertools
 import os
 import pathlib
 import sys
@@ -75,9 +74,9 @@ def test_the_parts_are_the_whole(files, measured, name):
     for parts in (found.by_layer(), found.by_layer(depth=1), found.by_op()):
         assert sum(parts.values()) == pytest.approx(found.operations_ms)
     assert found.covered <= 1
-    # Where other work keeps interrupting, the clock runs on between operations: one of some profiles is left alone.
-    again = (profile(files[name][1], runs=RUNS) for _ in range(5))
-    assert any(one.covered > 0.75 for one in itertools.chain([found], again))
+    # Where other work interrupts, the clock runs on between operations: hence the median of some profiles.
+    again = [profile(files[name][1], runs=RUNS) for _ in range(4)]
+    assert np.median([one.covered for one in (found, *again)]) > 0.75
     assert found.operations_ms < 1.1 * found.total_ms
 
 

@@ -13,7 +13,8 @@ import keras_vits
 from keras_vits import edge
 from keras_vits.edge import litert, qat
 from keras_vits.edge.quantize.recipes import RECIPES
-from keras_vits.edge.targets.litert.quantization import File, outputs
+from keras_vits.edge.targets.litert.flatbuffer import File
+from keras_vits.edge.targets.litert.runtime import outputs
 from keras_vits.edge.tune.qat import RoundedDense, Rounding
 from keras_vits.training import data, fit
 

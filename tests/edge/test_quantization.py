@@ -13,8 +13,11 @@ import keras_vits
 from keras_vits import edge
 from keras_vits.edge import litert
 from keras_vits.edge.quantize import numerics as q
-from keras_vits.edge.quantize.recipes import RECIPES
-from keras_vits.edge.targets.litert import quantization as litert_quantization
+from keras_vits.edge.quantize import recipes
+from keras_vits.edge.quantize.recipes import RECIPES, Entry, Grid, LayerConfig, Operation, Recipe
+from keras_vits.edge.targets.litert.flatbuffer import File
+from keras_vits.edge.targets.litert.quantization import prepare
+from keras_vits.edge.targets.litert.quantization.prepare import STEPS, Preparation
 from keras_vits.graph.ir import Builder
 from keras_vits.graph.rewrite import RULES, fold_norm
 
@@ -147,9 +150,7 @@ PLANTS = {"norms": scale_norms, "values": scale_values, "residual": massive_chan
 def minmax_db(f32, x, folder, expected):
     """Dense layers and convolutions with nothing but the smallest and the largest value of each activation."""
     batches, plain = [image[None] for image in x], dataclasses.replace(RECIPES["static_int8"], attention=False)
-    content = litert_quantization.Preparation(
-        f32.path.read_bytes(), plain, batches, litert.of_bytes, steps=()
-    ).quantized()
+    content = Preparation(f32.path.read_bytes(), plain, batches, steps=()).quantized()
     path = folder / "minmax.tflite"
     path.write_bytes(content)
     return sqnr_db(litert.Runner(path).predict(x), expected)
@@ -211,7 +212,7 @@ def test_products_of_inputs_that_are_quantized_as_they_come_are_rounded_with_reg
 
     def integers(**calibration):
         artifact = edge.litert.quantize(f32, "dynamic_int8", folder=tmp_path / str(len(calibration)), **calibration)
-        file = litert_quantization.File(artifact.path.read_bytes())
+        file = File(artifact.path.read_bytes())
         tensors = [file.main.tensors[layer.weight] for layer in file.layers()]
         return {t.name: (list(t.shape), bytes(file.model.buffers[t.buffer].data)) for t in tensors if t.type == 9}
 
@@ -238,9 +239,7 @@ def test_biases_take_up_the_mean_error(vit):
 
     expected, errors = mean(f32.path.read_bytes()), {}
     for steps in ((), ("correct",)):
-        preparation = litert_quantization.Preparation(
-            f32.path.read_bytes(), RECIPES["weight_int4"], batches[:16], litert.of_bytes, steps=steps
-        )
+        preparation = Preparation(f32.path.read_bytes(), RECIPES["weight_int4"], batches[:16], steps=steps)
         errors[steps] = np.abs(mean(preparation.quantized(only="block_0/mlp/fc2")) - expected).mean()
     assert errors["correct",] < errors[()] / 3
 
@@ -252,18 +251,16 @@ def test_scales_that_bring_nothing_are_left_out(vit, monkeypatch, recipe):
     batches, content = [image[None] for image in x], f32.path.read_bytes()
 
     def quantized(steps):
-        return litert_quantization.Preparation(
-            content, RECIPES[recipe], batches, litert.of_bytes, steps=steps
-        ).quantized()
+        return Preparation(content, RECIPES[recipe], batches, steps=steps).quantized()
 
     def scale(file, layers, _):
         layer = next(layer for layer in layers if layer.name == "block_0/mlp/fc1")
         file.multiply(layer.y, np.ones(file.main.tensors[layer.y].shape[-1]), file.readers(layer.y))
         return True
 
-    monkeypatch.setattr(litert_quantization, "_smooth", scale)
-    without = tuple(step for step in litert_quantization.STEPS if step != "smooth")
-    assert quantized(litert_quantization.STEPS) == quantized(without)
+    monkeypatch.setattr(prepare, "smooth", scale)
+    without = tuple(step for step in STEPS if step != "smooth")
+    assert quantized(STEPS) == quantized(without)
 
 
 def test_scales_that_the_runtime_can_rescale(tmp_path):
@@ -276,7 +273,7 @@ def test_scales_that_the_runtime_can_rescale(tmp_path):
     b.graph.outputs = [b("exp", b("conv2d", x, b.constant(kernel, "kernel"), None, **window))]
     batches = [np.full((1, 4, 4, 8), 1000.0, "float32") + 1e-3 * random(1, 4, 4, 8, seed=i) for i in range(4)]
     content = litert.write(b.graph)
-    preparation = litert_quantization.Preparation(bytes(content), RECIPES["static_int8"], batches, litert.of_bytes)
+    preparation = Preparation(bytes(content), RECIPES["static_int8"], batches)
     script = (
         "import sys; from ai_edge_litert.interpreter import Interpreter; Interpreter(sys.argv[1]).allocate_tensors()"
     )
@@ -294,6 +291,42 @@ def test_recipes_keep_their_promises(vit, tmp_path):
     assert checks["weight_int8"].partitions == 1 and checks["weight_int8"].sqnr_db > 35
     assert checks["static_int8_int16"].sqnr_db >= checks["static_int8"].sqnr_db
     assert all(check.sqnr_db > 25 for check in checks.values())
+
+
+@pytest.mark.parametrize("head", ["logits", "softmax"])
+def test_logits_of_a_model_that_is_not_ours_are_not_rounded(head, tmp_path):
+    """Whatever the last layer is called: 256 values for all logits would make ties of close classes."""
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Dense(16, activation="relu", name="head")(keras.layers.Flatten()(image))
+    model = keras.Model(image, keras.layers.Dense(12, name="last")(x))
+    x, classes = random(16, 8, 8, 3), {"last": "logits"}
+    f32 = edge.litert.export(model, tmp_path, kinds=classes, head=head)
+    file = File(edge.litert.quantize(f32, "static_int8", calibration=x).path.read_bytes())
+    types = {file.name(op.outputs[0]): file.main.tensors[op.outputs[0]].type for op in file.main.operators
+             if file.builtin(op) == "FULLY_CONNECTED"}  # fmt: skip
+    (hidden,) = (kind for name, kind in types.items() if name.startswith("head/"))
+    (logits,) = (kind for name, kind in types.items() if name.startswith("last/"))
+    assert (hidden, logits) == (INT8, 0)
+
+
+def test_a_recipe_is_one_row(vit, quick, tmp_path, monkeypatch):
+    """It is listed, quantizes, and is tried by the search, without another line of code."""
+    row = Recipe(
+        name="dense_only",
+        formats=("litert",),
+        description="8-bit weights in dense layers",
+        entries=(Entry(operations=(Operation.DENSE,), config=LayerConfig(weights=Grid(bits=8), integer=False)),),
+        search="whole",
+    )
+    monkeypatch.setattr(recipes, "RECIPES", {row.name: row})
+    model, x, _, f32 = vit
+    artifact = edge.litert.quantize(f32, "dense_only", folder=tmp_path)
+    dtypes = {t["name"]: t["dtype"] for t in litert.load(artifact).interpreter.get_tensor_details()}
+    assert dtypes["block_0/mlp/fc1/kernel"] is np.int8 and dtypes["stem/kernel"] is np.float32
+    choice = edge.quantize_to(model, 10, metric="agreement", dataset=x, folder=tmp_path)
+    assert [trial.recipe for trial in choice.tried] == ["dense_only"]
+    with pytest.raises(ValueError, match=r"No litert recipe 'static_int8'. There are: dense_only"):
+        edge.litert.quantize(f32, "static_int8")
 
 
 def test_float_layers(vit, tmp_path):
@@ -356,7 +389,7 @@ def test_silu_between_layers_of_integers_is_integers(mobilevit, tmp_path, monkey
     whole = {name for name, dtype in gates.items() if dtype is np.int8}
     assert {"stage_1_block_0/expand/sigmoid", "stage_2_block_1/layer_0/mlp/sigmoid"} <= whole
     assert {"stem/sigmoid", "final_conv/sigmoid"} <= gates.keys() - whole
-    monkeypatch.setattr(litert_quantization, "_silu_operators", lambda *_: [])
+    monkeypatch.setattr(prepare, "silu_operators", lambda *_: [])
     islands = edge.litert.quantize(f32, "static_int8", x, tmp_path / "islands")
     checks = [edge.verify(a, against=model, images=x) for a in (artifact, islands)]
     assert checks[0].partitions == 1
@@ -377,7 +410,7 @@ def test_silu_stays_in_float_where_a_sigmoid_of_eight_bits_costs_much(center, dt
     b.graph.outputs = [b("conv2d", x, b.constant(random(1, 1, 8, 4, seed=1)), None, **still)]
     images = [random(1, 8, 8, 8, seed=i) for i in range(4)]
     content = bytes(litert.write(b.graph))
-    found = litert_quantization.Preparation(content, RECIPES["static_int8"], images, litert.of_bytes).quantized()
+    found = Preparation(content, RECIPES["static_int8"], images).quantized()
     gate = next(t for t in litert.of_bytes(found).get_tensor_details() if t["name"].startswith("sigmoid"))
     assert gate["dtype"] is dtype
 
@@ -388,7 +421,7 @@ INT8 = 9  # TFLite's number of the type
 def attention_types(f32, x, folder):
     """Name -> type of what attention's products read and make, in static int8, and the artifact."""
     artifact = edge.litert.quantize(f32, "static_int8", x, folder)
-    file = litert_quantization.File(artifact.path.read_bytes())
+    file = File(artifact.path.read_bytes())
     found = {}
     for op in file.main.operators:
         if file.builtin(op) == "BATCH_MATMUL":
@@ -406,12 +439,12 @@ def test_attention_is_integers(name, tmp_path):
     x, f32 = images(model, 16), edge.litert.export(model, tmp_path)
     types, artifact = attention_types(f32, x[:8], tmp_path)
     assert types and {dtype for dtype, _ in types.values()} == {INT8}
-    file = litert_quantization.File(artifact.path.read_bytes())
+    file = File(artifact.path.read_bytes())
     seconds = {file.name(op.inputs[1]) for op in file.main.operators if file.builtin(op) == "BATCH_MATMUL"}
     assert {types[name][1] for name in seconds} == {0}
     plain = dataclasses.replace(RECIPES["static_int8"], attention=False)
     batches = [image[None] for image in x[:8]]
-    islands = litert_quantization.Preparation(f32.path.read_bytes(), plain, batches, litert.of_bytes).quantized()
+    islands = Preparation(f32.path.read_bytes(), plain, batches).quantized()
     (tmp_path / "islands.tflite").write_bytes(islands)
     before = litert.Runner(tmp_path / "islands.tflite")
     expected, check = model.predict(x[8:], verbose=0), edge.verify(artifact, model, x[8:])
@@ -441,7 +474,7 @@ def test_attention_stays_in_float_where_integers_would_lose_it(tmp_path, monkeyp
     assert in_block(shifted, 0) == {0} and in_block(shifted, 1) == {INT8}
     assert litert.load(artifact).partitions() == 1
     left = edge.litert.quantize(f32, "static_int8", x, tmp_path, float_layers=["block_1/attention/qkv"])
-    file = litert_quantization.File(left.path.read_bytes())
+    file = File(left.path.read_bytes())
     products = [op for op in file.main.operators if file.builtin(op) == "BATCH_MATMUL"]
     assert {file.main.tensors[op.outputs[0]].type for op in products} == {0}
 
@@ -465,7 +498,7 @@ def test_sensitivity_finds_the_broken_layer(tmp_path, monkeypatch):
     x = images(model, 8)
     scale_values(model)
     f32 = edge.litert.export(model, tmp_path)
-    monkeypatch.setattr(litert_quantization, "_smooth", lambda *_: False)  # which would repair it
+    monkeypatch.setattr(prepare, "smooth", lambda *_: False)  # which would repair it
     found = edge.sensitivity(f32, x)
     names = [row.layer for row in found.rows]
     assert len(set(names)) == len(names) and names[0] == "stem" and found.images == 8

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -173,7 +174,7 @@ def test_text_from_outside_is_escaped(tmp_path):
     ]
     page = report(rows, tmp_path / "report.html", title=evil, environment={evil: evil}).html.read_text()
     assert "<img" not in page
-    assert "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;&amp;$x_1$" in page
+    assert "&lt;img src=x onerror=&#34;alert(1)&#34;&gt;&amp;$x_1$" in page
 
 
 def test_markdown_is_one_table(rows, tmp_path):
@@ -214,6 +215,25 @@ def test_a_row_without_measurements_claims_nothing(rows, tmp_path):
     report([bare], tmp_path / "bare.html")
 
 
+def test_files_that_tell_no_class_are_compared_and_none_is_recommended(rows, tmp_path):
+    check = dataclasses.replace(rows[0].verification, top1=None, reference_top1=None, top1_agreement=None)
+    features = dataclasses.replace(rows[0], verification=check)
+    assert recommend([features], "litert") is None
+    written = report([features], tmp_path / "report.html")
+    page = written.html.read_text()
+    assert "SQNR" in page and "<svg" not in page and "<mark>" not in page and "Agreement" not in page
+    assert json.loads(written.json.read_text())["rows"][0]["top1_agreement"] is None
+    row, reason = recommend([rows[1], features], "litert")  # beside one that tells classes
+    assert (row, reason) == (rows[1], "the only LiteRT file within 1 point of the best top-1 agreement, 99.8 %")
+
+
+def test_a_report_names_what_it_needs(rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r'A report needs Jinja2: pip install -e "\.\[report\]"'):
+        report(rows, tmp_path / "report.html")
+    assert not list(tmp_path.glob("report*"))
+
+
 def test_mistakes_are_named(rows, tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
         report([], tmp_path / "report.html")
@@ -239,7 +259,7 @@ def test_labels_of_a_plot_do_not_overlap():
     """Ten points, some of them on one spot, as of two models with five recipes each."""
     names = ["float32", "float16", "dynamic_int8", "static_int8", "weight_int4"]
     points = [
-        Point(x=x * scale, y=y + 0.2 * series, label=name, marker="litert", series=series, chosen=name == "static_int8")
+        Point(x=x * scale, y=y + 0.2 * series, label=name, marker="o", series=series, chosen=name == "static_int8")
         for series, scale in enumerate((1.0, 1.08))
         for name, x, y in zip(names, (4.0, 2.0, 1.05, 1.0, 1.0), (98.0, 98.0, 97.8, 97.6, 97.6), strict=True)
     ]

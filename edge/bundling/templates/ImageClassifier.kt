@@ -54,7 +54,7 @@ class ImageClassifier(
 ) : AutoCloseable {
     private val description = JSONObject(text("model.json"))
     private val labels = text("labels.txt").lines().dropLast(1)
-    private val head = description.getString("head") // logits, softmax or top_k
+    private val head = description.getString("head") // logits, sigmoid (of a single class), softmax or top_k
 
     private val input = description.getJSONObject("input")
     private val takesPixels = input.getString("dtype") == "uint8" // 0 to 255: the rest of the preprocessing is inside
@@ -86,7 +86,10 @@ class ImageClassifier(
     private val inputs = mapOf(input.getString("name") to model.createInputBuffer(input.getString("name")))
     private val outputs = outputNames.associateWith { model.createOutputBuffer(it) }
 
-    /** The most probable labels of a frame that is turned clockwise by [rotationDegrees] first, the best one first. */
+    /**
+     * The most probable labels of a frame that is turned clockwise by [rotationDegrees] first, the best one first; of a
+     * model with a single class that one, however improbable.
+     */
     fun classify(frame: Bitmap, rotationDegrees: Int = 0, top: Int = 5): List<Prediction> {
         val upright = upright(frame, rotationDegrees)
         val (scaledWidth, scaledHeight) = resized(upright.width, upright.height)
@@ -114,8 +117,7 @@ class ImageClassifier(
                 val error = abs(found[k] - value)
                 maxError = maxOf(maxError, error) // NaN stays
             }
-            val best = classes()?.first() ?: found.indices.maxBy { found[it] }
-            if (best == picture.getInt("class")) agreeing++
+            if (decide(found) == picture.getInt("class")) agreeing++
         }
         val count = pictures.length()
         return SelfTest(maxError <= tolerance, count, agreeing.toFloat() / count, maxError, tolerance)
@@ -205,7 +207,15 @@ class ImageClassifier(
     /** Class numbers of a top-k model's last run. */
     private fun classes() = if (head == "top_k") outputs.getValue(outputNames[1]).readInt() else null
 
+    /** The class that an output tells: the largest, or 1 and 0 for a single class that is there or not. */
+    private fun decide(output: FloatArray): Int {
+        classes()?.let { return it.first() }
+        if (output.size > 1) return output.indices.maxBy { output[it] }
+        return if (output[0] > (if (head == "sigmoid") 0f else 0.5f)) 1 else 0
+    }
+
     private fun probabilities(output: FloatArray): FloatArray {
+        if (head == "sigmoid") return FloatArray(output.size) { 1 / (1 + exp(-output[it])) }
         if (head != "logits") return output
         val largest = output.max()
         val powers = FloatArray(output.size) { exp(output[it] - largest) }

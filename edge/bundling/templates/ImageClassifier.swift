@@ -51,6 +51,7 @@ public final class ImageClassifier {
             let cropMode: String
         }
         let file: String
+        // logits, sigmoid (of a single class) or softmax
         let head: String
         let input: Input
         let outputs: [Output]
@@ -93,7 +94,8 @@ public final class ImageClassifier {
         model = try MLModel(contentsOf: compiled, configuration: configuration)
     }
 
-    /// The most probable labels of a frame that is held as `orientation` says, the best one first.
+    /// The most probable labels of a frame that is held as `orientation` says, the best one first; of a model with a
+    /// single class that one, however improbable.
     public func classify(
         _ frame: CIImage, orientation: CGImagePropertyOrientation = .up, top: Int = 5
     ) throws -> [Prediction] {
@@ -121,7 +123,7 @@ public final class ImageClassifier {
             where !maxError.isNaN && !(abs(value - wanted) <= maxError) {
                 maxError = abs(value - wanted)  // NaN stays
             }
-            if output.indices.max(by: { output[$0] < output[$1] }) == picture.class { agreeing += 1 }
+            if decide(output) == picture.class { agreeing += 1 }
         }
         let count = expected.pictures.count
         return SelfTest(
@@ -212,7 +214,8 @@ public final class ImageClassifier {
             return labels.map { found[$0] ?? .nan }
         }
         let found = request.results as? [VNCoreMLFeatureValueObservation] ?? []
-        return try numbers(found.map(\.featureValue))
+        return try numbers(
+            description.outputs.compactMap { output in found.first { $0.featureName == output.name }?.featureValue })
     }
 
     /// The first output that holds numbers; those of a classifier in the order of the labels.
@@ -259,7 +262,14 @@ public final class ImageClassifier {
         (7471 * Int(bgra[at]) + 38470 * Int(bgra[at + 1]) + 19595 * Int(bgra[at + 2]) + 32768) >> 16
     }
 
+    /// The class that an output tells: the largest, or 1 and 0 for a single class that is there or not.
+    private func decide(_ output: [Float]) -> Int {
+        if output.count > 1 { return output.indices.max { output[$0] < output[$1] } ?? 0 }
+        return (output.first ?? 0) > (description.head == "sigmoid" ? 0 : 0.5) ? 1 : 0
+    }
+
     private func probabilities(_ output: [Float]) -> [Float] {
+        if description.head == "sigmoid" { return output.map { 1 / (1 + exp(-$0)) } }
         guard description.head == "logits" else { return output }
         let largest = output.max() ?? 0
         let powers = output.map { exp($0 - largest) }

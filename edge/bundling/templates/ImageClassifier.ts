@@ -29,7 +29,7 @@ export interface Options {
 
 interface Description {
   file: string;
-  head: 'logits' | 'softmax' | 'top_k';
+  head: 'logits' | 'sigmoid' | 'softmax' | 'top_k'; // sigmoid: of a single class
   input: {name: string; shape: number[]; dtype: 'float32' | 'uint8'};
   outputs: {name: string}[];
   preprocessing: {
@@ -64,7 +64,10 @@ export class ImageClassifier {
     return new ImageClassifier(folder, description, labels, model, accelerator);
   }
 
-  /** The most probable labels of a video, canvas, image, ImageBitmap or ImageData, the best one first. */
+  /**
+   * The most probable labels of a video, canvas, image, ImageBitmap or ImageData, the best one first; of a model with a
+   * single class that one, however improbable.
+   */
   async classify(frame: ImageBitmapSource, top = 5): Promise<Prediction[]> {
     const bitmap = await createImageBitmap(frame);
     const [width, height] = this.resized(bitmap.width, bitmap.height);
@@ -91,8 +94,7 @@ export class ImageClassifier {
       bitmap.close();
       const errors = picture.output.map((value, i) => Math.abs(outputs[0][i] - value));
       maxError = errors.reduce((a, b) => Math.max(a, b), maxError); // NaN stays
-      const best = this.description.head === 'top_k' ? outputs[1][0] : outputs[0].indexOf(Math.max(...outputs[0]));
-      agreeing += best === picture.class ? 1 : 0;
+      agreeing += this.decide(outputs) === picture.class ? 1 : 0;
     }
     const pictures = expected.pictures.length;
     return {passed: maxError <= tolerance, pictures, agreement: agreeing / pictures, maxError, tolerance};
@@ -159,7 +161,15 @@ export class ImageClassifier {
     return values;
   }
 
+  /** The class that outputs tell: the largest, or 1 and 0 for a single class that is there or not. */
+  private decide([output, classes]: number[][]): number {
+    if (this.description.head === 'top_k') return classes[0];
+    if (output.length > 1) return output.indexOf(Math.max(...output));
+    return output[0] > (this.description.head === 'sigmoid' ? 0 : 0.5) ? 1 : 0;
+  }
+
   private probabilities(output: number[]): number[] {
+    if (this.description.head === 'sigmoid') return output.map((value) => 1 / (1 + Math.exp(-value)));
     if (this.description.head !== 'logits') return output;
     const largest = Math.max(...output);
     const powers = output.map((value) => Math.exp(value - largest));

@@ -4,29 +4,36 @@ LiteRT's analyzer has a check of this kind, but the published packages are built
 one with a custom operation, compatible.
 """
 
-from . import EXTRA
+import pathlib
 
-FORBIDDEN = {  # operation -> what a GPU delegate cannot do about it
-    "GATHER": "it reads at computed places: a slice or a dense layer does the same",
-    "GATHER_ND": "it reads at computed places: a slice or a dense layer does the same",
-    "SPLIT": "slices do the same",
+from keras_vits.graph.ops import OPS
+
+from .packages import schema
+
+BUILTINS = {  # builtin operation of a file -> the graph's operation that it computes
+    "GATHER": "gather",
+    "GATHER_ND": "gather",
+    "SELECT": "where",
+    "SELECT_V2": "where",
+    "CAST": "cast",
+    "REDUCE_PROD": "prod",
+    "TOPK_V2": "top_k",
+    "ARG_MAX": "argmax",
+}
+FORBIDDEN = {  # builtin operation -> what a GPU delegate cannot do about it
+    **{builtin: OPS[op].gpu_unfriendly for builtin, op in BUILTINS.items()},
+    "SPLIT": "slices do the same",  # these our writer does not know, but other converters' files have them
     "SPLIT_V": "slices do the same",
-    "SELECT": "a product with a mask does the same",
-    "SELECT_V2": "a product with a mask does the same",
     "BROADCAST_TO": "arithmetic broadcasts by itself",
-    "CAST": "GPUs compute in one type of float",
     "SHAPE": "shapes must be static",
     "PACK": "shapes must be static; a concat joins tensors",
-    "REDUCE_PROD": "shapes must be static",
-    "TOPK_V2": "it sorts: leave it to the application, head='softmax'",
-    "ARG_MAX": "it gives integers: leave it to the application, head='softmax'",
     "CUSTOM": "it is no builtin operation",
 }
 FLOATS = ("FLOAT32", "FLOAT16", "INT8", "UINT8", "INT4", "INT32", "BOOL")  # the GPU dequantizes; INT32: shapes and axes
 RANK = 4
 
 
-def offenders(path):
+def offenders(path: str | pathlib.Path) -> tuple[str, ...]:
     """Why a GPU would refuse the file, or parts of it.
 
     Args:
@@ -38,10 +45,7 @@ def offenders(path):
     Raises:
         ImportError: ai-edge-litert is not installed.
     """
-    try:
-        from ai_edge_litert import schema_py_generated as S  # noqa: N812 - as everywhere
-    except ImportError:
-        raise ImportError(f"Reading a .tflite file needs ai-edge-litert: {EXTRA}") from None
+    S = schema()
     names = {v: k for k, v in vars(S.BuiltinOperator).items() if isinstance(v, int)}
     types = {v: k for k, v in vars(S.TensorType).items() if isinstance(v, int)}
     with open(path, "rb") as file:

@@ -6,14 +6,31 @@ because its generated Python comes only with packages of several hundred MB. The
 flatbuffer, as that format says.
 """
 
+from __future__ import annotations
+
+import pathlib
 import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+from keras_vits.preprocess import Preprocessing
+from keras_vits.specs import InputSpec
 
 LABELS = "labels.txt"
 TENSOR_AXIS_LABELS, IMAGE_PROPERTIES, NORMALIZATION_OPTIONS = 2, 2, 1  # values of the schema's enums and unions
 RGB, GRAYSCALE = 1, 2
 
 
-def metadata(name, spec, preprocessing, outputs, class_names, author="", license="", version=""):
+def metadata(
+    name: str,
+    spec: InputSpec,
+    preprocessing: Preprocessing | None,
+    outputs: Sequence[str],
+    class_names: Sequence[str],
+    author: str = "",
+    license: str = "",
+    version: str = "",
+) -> bytes:
     """The bytes of TFLITE_METADATA.
 
     Args:
@@ -28,7 +45,7 @@ def metadata(name, spec, preprocessing, outputs, class_names, author="", license
 
     b = flatbuffers.Builder(1024)
 
-    def table(*fields):
+    def table(*fields: tuple[int, str, Any]) -> int:
         """A table of (slot, kind, value); kind is "offset" or a builder's type name."""
         b.StartObject(max(slot for slot, _, _ in fields) + 1)
         for slot, kind, value in fields:
@@ -38,13 +55,13 @@ def metadata(name, spec, preprocessing, outputs, class_names, author="", license
                 getattr(b, f"Prepend{kind}Slot")(slot, value, 0)
         return b.EndObject()
 
-    def vector(offsets):
+    def vector(offsets: Sequence[int]) -> int:
         b.StartVector(4, len(offsets), 4)
         for offset in reversed(offsets):
             b.PrependUOffsetTRelative(offset)
         return b.EndVector()
 
-    def floats(values):
+    def floats(values: Sequence[float]) -> int:
         b.StartVector(4, len(values), 4)
         for value in reversed(values):
             b.PrependFloat32(value)
@@ -82,14 +99,14 @@ def metadata(name, spec, preprocessing, outputs, class_names, author="", license
     return bytes(b.Output())
 
 
-def add_labels(path, class_names):
+def add_labels(path: pathlib.Path, class_names: Sequence[str]) -> None:
     """Puts the class names, if any, as `labels.txt` (one a line) in a zip archive behind the file's flatbuffer."""
     if class_names:
         with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo(LABELS, (1980, 1, 1, 0, 0, 0)), "\n".join(class_names) + "\n")
 
 
-def labels(path):
+def labels(path: str | pathlib.Path) -> tuple[str, ...]:
     """The class names in a .tflite file, or ()."""
     try:
         with zipfile.ZipFile(path) as archive:

@@ -4,7 +4,7 @@ The file has a static batch, named inputs and outputs, and nodes named after our
 """
 
 from .._protocol import Target, Traits
-from .export import PRECISIONS, export
+from .exporter import PRECISIONS, export
 from .quantization import quantize
 from .runtime import Runner, load, run
 from .writer import IR_VERSION, OPSET, write

@@ -7,10 +7,11 @@ delegate of ONNX Runtime accepts operations of. Its CPU, web and mobile packages
 import numpy as np
 
 from keras_vits.graph.ir import Graph
+from keras_vits.graph.ops import definition
+from keras_vits.graph.rewrite.attention import fuse_attention, join_projections
 from keras_vits.version import __version__
 
 from .._forms import Forms, identity
-from ..coreml.layout import ELEMENTWISE, fuse_attention, join_projections
 
 OPSET = 20
 IR_VERSION = 9  # of onnx 1.15, which brought opset 20
@@ -72,6 +73,7 @@ def write(graph, outputs=(), *, precision="float32", metadata=None):
         ValueError: an operation, or a type of one, that ONNX or ONNX Runtime lacks, named with its layer; or a file
             larger than 2 GiB.
     """
+    graph.check()
     outputs = [*outputs, *(f"output_{i}" for i in range(len(outputs), len(graph.outputs)))]
     size = sum(v.data.nbytes for v in graph.constants()) // (2 if precision == "float16" else 1)
     if size > LIMIT:
@@ -248,7 +250,7 @@ class _Writer(Forms):
             if value is not None and value.data is not None and value.dtype == "float32" and value.data.size:
                 if np.abs(value.data[np.isfinite(value.data)]).max(initial=0) > HALF_MAX:
                     return "float32"
-        if node.op in ELEMENTWISE or node.op in ARRANGING:  # what single precision holds may not fit into half
+        if definition(node.op).elementwise or node.op in ARRANGING:  # what single precision holds may not fit into half
             for value in node.inputs:
                 if value is not None and value.data is None and self.dtype(value) == "float32":
                     return "float32"

@@ -14,9 +14,10 @@ import pytest
 from families import FAMILIES, images
 from keras import layers, ops
 
+from keras_vits._util import keras_private
 from keras_vits.edge import trace
 from keras_vits.graph.ops import OPS
-from keras_vits.graph.trace import HOOKS, OPERATIONS
+from keras_vits.graph.trace._tracer import OPERATIONS
 
 family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 TINY = 1e-5  # of the output's scale: the bound between Graph and model
@@ -78,7 +79,7 @@ def test_same_graph_on_every_backend(tmp_path):
         environment = {
             **os.environ,
             "KERAS_BACKEND": backend,
-            "PYTHONPATH": os.pathsep.join([str(tests), str(tests / "edge")]),
+            "PYTHONPATH": os.pathsep.join([str(tests), str(tests / "graph")]),
         }
         out = tmp_path / f"{backend}.json"
         running[backend] = out, subprocess.Popen([sys.executable, "-c", program, str(out)], env=environment)
@@ -166,11 +167,7 @@ def test_unknown_keras_is_named(monkeypatch):
 
 
 def test_every_hook_exists():
-    import importlib
-
-    for module, names in HOOKS.items():
-        for name in names:
-            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+    keras_private.check()
 
 
 def test_what_cannot_be_traced_is_said():

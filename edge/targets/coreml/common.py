@@ -1,0 +1,80 @@
+"""What the files of this package share: names of options, and coremltools without the frameworks that it looks for."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.abc
+import io
+import logging
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+PRECISIONS = ("float16", "float32")
+LAYOUTS = ("default", "ane")
+COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
+METADATA = "com.github.keras-vits"  # key of ours in the file's user-defined metadata
+INSTALL = 'pip install -e ".[coreml]"'
+
+_import, _builder = threading.Lock(), threading.Lock()
+
+
+def check_option(name: str, value: object, known: Iterable[str]) -> None:
+    """Raises a `ValueError` that lists the known values, unless the value is one of them."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}; received {value!r}.")
+
+
+@contextlib.contextmanager
+def alone_and_quiet() -> Iterator[None]:
+    """One thread at a time: coremltools' builder keeps names and scopes for the whole process. It draws a progress bar
+    for every step of a second or less, and they are not shown."""
+    with _builder, contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+class _Hidden(importlib.abc.MetaPathFinder):
+    """Makes packages that are not imported yet look absent."""
+
+    NAMES = (
+        "tensorflow",
+        "torch",
+        "torchvision",
+        "torchaudio",
+        "torchao",
+        "executorch",
+        "transformers",
+        "xgboost",
+        "sklearn",
+    )
+
+    def __init__(self) -> None:
+        self.names = {name for name in self.NAMES if name not in sys.modules}
+        self.thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name in self.names and threading.get_ident() == self.thread:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def coremltools() -> Any:
+    """The coremltools package, imported in half a second: it imports TensorFlow, PyTorch and more where it finds them
+    (9 s), none of which is needed here. What is imported already stays visible to it, and nothing is hidden afterwards.
+
+    Raises:
+        ImportError: coremltools is not installed.
+    """
+    with _import:
+        if sys.modules.get("coremltools"):
+            return sys.modules["coremltools"]
+        logging.getLogger("coremltools").setLevel(logging.ERROR)
+        hidden = _Hidden()
+        sys.meta_path.insert(0, hidden)
+        try:
+            return importlib.import_module("coremltools")
+        except ImportError as e:
+            raise ImportError(f"Core ML files need coremltools: {INSTALL}") from e
+        finally:
+            sys.meta_path.remove(hidden)

@@ -1,0 +1,159 @@
+"""Runs a Core ML artifact: Core ML itself on a Mac, the numpy evaluator of mlprogram.py elsewhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ... import artifact as artifacts
+from .common import COMPUTE_UNITS, METADATA, check_option, coremltools
+from .mlprogram import Program
+
+Arrays = dict[str, np.ndarray]
+
+
+def load(artifact: artifacts.Artifact, compute_units: str | None = None) -> Runner:
+    """A `Runner` of a Core ML artifact.
+
+    Args:
+        artifact: an `Artifact`.
+        compute_units: what a Mac runs it on, see `export`; what the file was exported with by default.
+
+    Raises:
+        ValueError: a damaged file, or unknown compute units.
+        ImportError: coremltools is not installed.
+    """
+    return Runner(artifact, compute_units)
+
+
+class Runner:
+    """Runs a Core ML artifact.
+
+    Attributes:
+        runtime: what computes, with its version.
+        compute_units: what a Mac computes it on.
+        verified_by: what a check with this runner is worth.
+    """
+
+    def __init__(self, artifact: artifacts.Artifact, compute_units: str | None = None) -> None:
+        self.artifact = artifact
+        self._program = Program(artifact.path)
+        metadata = self._program.spec.description.metadata.userDefined
+        self.compute_units: str = compute_units or json.loads(metadata.get(METADATA, "{}")).get("compute_units", "all")
+        check_option("compute_units", self.compute_units, COMPUTE_UNITS)
+        self._model: Any = None
+        ct = coremltools()
+        if sys.platform == "darwin":
+            import platform
+
+            units = ct.ComputeUnit[self.compute_units.upper()]
+            self._model = ct.models.MLModel(str(artifact.path), compute_units=units)
+            self.runtime = f"Core ML on macOS {platform.mac_ver()[0]}"
+            self.verified_by = "Core ML on macOS"
+        else:
+            self.runtime = f"numpy {np.__version__} reference evaluator"
+            self.verified_by = "checked against a reference evaluator"
+
+    def predict(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray | Arrays:
+        """What the file makes of N examples, whatever its static batch is.
+
+        Args:
+            inputs: the array (N,...) of the one input, or name -> array where there are several. Images are (N,H,W,C),
+                normalised float32; of an image input pixels 0 to 255, channels in the order R, G, B.
+
+        Returns:
+            The array (N,...) of the one output in float32, such as logits or probabilities (N,K); for a file of several
+            outputs a dict of their names and values.
+
+        Raises:
+            ValueError: an input is missing or unknown, or its shape or number of examples does not fit.
+        """
+        given = self._given(inputs)
+        specs = self.artifact.inputs
+        count, batch = len(given[specs[0].name]), specs[0].shape[0]
+        groups = {}
+        for spec in specs:
+            x = given[spec.name]
+            x = np.concatenate([x, np.repeat(x[-1:], -count % batch, axis=0)])
+            groups[spec.name] = x if spec.dtype == "image" else x.reshape(-1, batch, *x.shape[1:])
+        pixels = max(math.prod(spec.shape) for spec in specs)
+        at_once = max(1, 2**20 // pixels)  # a few feature maps of this many pixels fit the caches
+        starts = range(0, -(-count // batch), at_once)
+        parts = [self._run({name: x[i : i + at_once] for name, x in groups.items()}) for i in starts]
+        found = {name: np.concatenate([p[name] for p in parts]).astype(np.float32)[:count] for name in parts[0]}
+        return found if len(found) > 1 else next(iter(found.values()))
+
+    def _given(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> Arrays:
+        """Input name -> array, checked against the artifact."""
+        specs, file = self.artifact.inputs, self.artifact.path.name
+        names = ", ".join(spec.name for spec in specs)
+        if not isinstance(inputs, Mapping):
+            if len(specs) != 1:
+                raise ValueError(f"{file} takes several inputs, {names}: pass a dictionary of their names and arrays.")
+            inputs = {specs[0].name: inputs}
+        if set(inputs) != {spec.name for spec in specs}:
+            raise ValueError(f"{file} takes {names}; received {', '.join(map(str, inputs)) or 'nothing'}.")
+        given = {spec.name: np.asarray(inputs[spec.name]) for spec in specs}
+        for spec in specs:
+            size, array = spec.shape[1:], given[spec.name]
+            if array.shape[1:] != size:
+                what = "images" if spec.is_image else f"{spec.name!r} of shape"
+                raise ValueError(f"{file} takes {what} {size}; received {array.shape[1:]}.")
+        counts = {len(array) for array in given.values()}
+        if len(counts) != 1 or 0 in counts:
+            raise ValueError(
+                f"{file} takes one example or more, the same number in each input; received "
+                f"{', '.join(str(len(array)) for array in given.values())}."
+            )
+        return given
+
+    def _run(self, groups: Arrays) -> Arrays:
+        """Name of an input -> (n,B,...), or n pictures (n,H,W,C) -> name of an output -> (n * B, ...)."""
+        if self._model is None:
+            found = self._program(groups)
+        else:
+            pictures = {spec.name for spec in self.artifact.inputs if spec.dtype == "image"}
+            results = [
+                self._model.predict({name: _pil(x) if name in pictures else x for name, x in each})
+                for each in (zip(groups, group, strict=True) for group in zip(*groups.values(), strict=True))
+            ]
+            found = {name: [result[name] for result in results] for name in results[0]}
+        if "classify" in self._program.operations:
+            probabilities = next(found[name] for name in found if isinstance(found[name][0], dict))
+            rows = np.array([[p[label] for label in self.artifact.class_names] for p in probabilities])
+            return {self.artifact.output_names[0]: rows}
+        arrays = {name: np.asarray(found[name]) for name in self.artifact.output_names}
+        return {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
+
+    def histogram(self) -> dict[str, int]:
+        """Name of a MIL operation -> how often it is in the file, constants left out."""
+        return self._program.operations
+
+
+def _pil(pixels: np.ndarray) -> Any:
+    from PIL import Image
+
+    pixels = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def run(order: Mapping[str, Any]) -> Callable[[], tuple[Callable[..., Any], str]]:
+    """See `Target.run`."""
+    coremltools()
+    described = artifacts.load(order["path"])
+
+    def load_it() -> tuple[Callable[..., Any], str]:
+        runner = load(described, order.get("compute_units"))
+        names = [spec.name for spec in described.inputs]
+
+        def predict(*arrays: np.ndarray) -> np.ndarray | Arrays:
+            return runner.predict(dict(zip(names, arrays, strict=True)))
+
+        return predict, runner.runtime
+
+    return load_it

@@ -1,0 +1,273 @@
+"""Graph -> ML Program, through coremltools' MIL builder. Knows no Keras.
+
+A Graph is channels last, MIL's convolutions are channels first. So a Value is written in whichever order of axes its
+operation produces, its other forms are made when an operation asks for one, and an operation that does not care takes
+the form at hand: a `transpose` of the Graph writes nothing, and few transposes are left in the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_vits.graph.ir import Graph, Node, Value
+
+from . import handlers_matrix  # noqa: F401  it registers handlers
+from .common import LAYOUTS, alone_and_quiet, check_option, coremltools
+from .forms import CHANNELS_FIRST, Order, Variable, identity, regroup, same_memory
+from .handlers import HANDLERS, UnsupportedError
+from .layout import default_layout, neural_engine
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """An image input: pixels 0 to 255 become `scale * pixel + bias` before the Graph sees them.
+
+    Attributes:
+        scale: one number for all channels, as Core ML has it.
+        bias: one number for each channel, in the order of the Graph's channels.
+        order: `"rgb"`, `"bgr"` or `"gray"`: the order of the Graph's channels.
+    """
+
+    scale: float
+    bias: tuple[float, ...]
+    order: str = "rgb"
+
+
+def file_names(graph: Graph, outputs: Iterable[str] | None = None) -> tuple[list[str], list[str]]:
+    """Names of the inputs and outputs in the file: such as MIL allows, each once.
+
+    Args:
+        graph: of the file.
+        outputs: names that are wanted for its outputs; the Graph's own by default.
+    """
+    wanted = [value.name for value in graph.inputs]
+    wanted += [value.name for value in graph.outputs] if outputs is None else outputs
+    found: dict[str, None] = {}
+    for name in map(_identifier, wanted):
+        count = itertools.count(1)
+        unique = name
+        while unique in found:
+            unique = f"{name}_{next(count)}"
+        found[unique] = None
+    names = list(found)
+    return names[: len(graph.inputs)], names[len(graph.inputs) :]
+
+
+def _identifier(name: str) -> str:
+    """A name that MIL allows."""
+    return re.sub(r"\W|^(?=\d)", "_", name, flags=re.ASCII)
+
+
+def write(
+    graph: Graph,
+    *,
+    precision: str = "float16",
+    target: str | None = None,
+    layout: str = "default",
+    pixels: Mapping[str, Pixels] | None = None,
+    labels: Sequence[str] = (),
+    outputs: Iterable[str] | None = None,
+) -> Any:
+    """Graph -> coremltools model, not yet saved.
+
+    Args:
+        graph: a Graph from `rewrite`: constants are folded.
+        precision: `"float16"` or `"float32"`, of everything between the inputs and the outputs.
+        target: the oldest system that must run it, as coremltools names it; by default the oldest that can.
+        layout: `"default"`, or `"ane"` for the Neural Engine.
+        pixels: name -> `Pixels` of each input of the Graph that is a picture.
+        labels: K names that make the one output (1,K) of probabilities a classifier's, or ().
+        outputs: names of the outputs; made from the Graph's by default.
+
+    Returns:
+        A `coremltools.models.MLModel`.
+
+    Raises:
+        ValueError: an unknown target or layout, or an operation that Core ML lacks.
+    """
+    ct = coremltools()
+    targets = {t.name: t for t in ct.target if t.name.startswith("iOS") and t >= ct.target.iOS15}
+    target = target or min(targets, key=lambda name: targets[name])  # all operations of a Graph have been there since
+    check_option("target", target, targets)
+    check_option("layout", layout, LAYOUTS)
+    pixels = pixels or {}
+    names, output_names = file_names(graph, outputs)
+    fused = targets[target] >= ct.target.iOS18  # attention is one operation
+    graph = (neural_engine(graph) if layout == "ane" else default_layout(graph, fused)).check()
+    with alone_and_quiet():
+        writer = Writer(graph, targets[target], pixels, layout == "ane", fused)
+        program = writer.program(names, output_names)
+        options = {}
+        if pixels:
+            options["inputs"] = [_declared(v, name, pixels) for v, name in zip(graph.inputs, names, strict=True)]
+        if labels:
+            (probabilities,) = output_names
+            options["classifier_config"] = ct.ClassifierConfig(
+                list(labels), predicted_probabilities_output=probabilities
+            )
+        # The writer leaves few transposes, and coremltools' own hunt for them breaks graphs (apple/coremltools#2784).
+        passes = ct.PassPipeline.DEFAULT
+        passes.remove_passes({"common::reduce_transposes"})
+        return ct.convert(
+            program,
+            source="milinternal",
+            convert_to="mlprogram",
+            minimum_deployment_target=targets[target],
+            compute_precision=ct.precision.FLOAT16 if precision == "float16" else ct.precision.FLOAT32,
+            pass_pipeline=passes,
+            skip_model_load=True,
+            **options,
+        )
+
+
+def _declared(value: Value, name: str, pixels: Mapping[str, Pixels]) -> Any:
+    """An input as coremltools describes it: a picture, or an array."""
+    ct = coremltools()
+    if value.name not in pixels:
+        return ct.TensorType(name=name, shape=value.shape, dtype=np.int32 if value.dtype == "int32" else np.float32)
+    picture = pixels[value.name]
+    colors = {"rgb": ct.colorlayout.RGB, "bgr": ct.colorlayout.BGR, "gray": ct.colorlayout.GRAYSCALE}
+    return ct.ImageType(
+        name=name,
+        shape=[value.shape[axis] for axis in CHANNELS_FIRST],
+        scale=picture.scale,
+        bias=picture.bias[0] if picture.order == "gray" else list(picture.bias),
+        color_layout=colors[picture.order],
+    )
+
+
+class Writer:
+    """Writes a Graph's nodes with the MIL builder and keeps each Value's forms: order of axes -> MIL variable.
+
+    Args:
+        graph: to be written, in its layout.
+        target: the oldest system that must run it, a `coremltools.target`.
+        pixels: name of each input that is a picture.
+        ane: whether the layout is that of the Neural Engine.
+        fused: whether attention is one operation.
+    """
+
+    def __init__(self, graph: Graph, target: Any, pixels: Iterable[str], ane: bool, fused: bool) -> None:
+        from coremltools.converters.mil import Builder
+        from coremltools.converters.mil.mil import Function, Program, types
+
+        self.graph, self.target, self.pixels, self.ane, self.fused = graph, target, pixels, ane, fused
+        self.mb, self.types, self.Function, self.Program = Builder, types, Function, Program
+        self.layer = ""
+        self.forms: dict[Value, dict[Order, Variable]] = {}
+        self.reshaped: dict[Value, Value] = {}  # Value -> what it is a reshape of, when none of its forms is made yet
+        self.names: dict[str, int] = {}
+
+    def program(self, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+        """The MIL program, with inputs and outputs of the given names."""
+        placeholders, orders = {}, {}
+        for value, name in zip(self.graph.inputs, inputs, strict=True):
+            if value.dtype not in ("float32", "int32"):
+                raise ValueError(
+                    f"Core ML takes no {value.dtype} tensor, and input {value.name!r} is one: use image_input=True."
+                )
+            orders[value] = CHANNELS_FIRST if value.name in self.pixels else identity(len(value.shape))
+            dtype = self.types.int32 if value.dtype == "int32" else self.types.fp32
+            placeholders[name] = self.mb.placeholder([value.shape[axis] for axis in orders[value]], dtype=dtype)
+        program = self.Program()
+        with self.Function(placeholders, opset_version=self.target) as function:
+            for (value, order), name in zip(orders.items(), inputs, strict=True):
+                self.forms[value] = {order: function.inputs[name]}
+            for node in self.graph.nodes:
+                self.write(node)
+            function.set_outputs([self.output(v, name) for v, name in zip(self.graph.outputs, outputs, strict=True)])
+            program.add_function("main", function)
+        return program
+
+    def write(self, node: Node) -> None:
+        """Appends what a node becomes."""
+        self.layer = node.layer
+        if node.op not in HANDLERS:
+            raise ValueError(f"Core ML has no operation for {node.op!r} in layer {node.layer!r}.")
+        try:
+            results = HANDLERS[node.op](self, node, *node.inputs, **node.attrs)
+        except UnsupportedError as e:
+            raise ValueError(f"{node.op!r} in layer {node.layer!r} cannot be written for Core ML: {e}.") from None
+        for value, result in zip(node.outputs, results if isinstance(results, list) else [results], strict=True):
+            variable, order = result if isinstance(result, tuple) else (result, identity(len(value.shape)))
+            self.forms[value] = {} if order is None else {order: variable}
+
+    def output(self, value: Value, name: str) -> Variable:
+        """A variable of this name that holds an output of the Graph; Core ML gives no booleans."""
+        if value.dtype == "bool":
+            return self.mb.cast(x=self.form(value), dtype="int32", name=name)
+        return self.mb.identity(x=self.form(value), name=name)
+
+    def emit(self, op: str, **operands: Any) -> Variable:
+        """Appends a MIL operation, named after the present layer."""
+        name = _identifier(f"{self.layer}/{op}".lstrip("/"))
+        count = self.names[name] = self.names.get(name, -1) + 1
+        return getattr(self.mb, op)(name=f"{name}_{count}" if count else name, **operands)
+
+    # ---- forms, see forms.py
+
+    def held(self, value: Value) -> Mapping[Order, Variable]:
+        """The forms of a Value that exist; of a constant, the one of the Graph."""
+        return self.forms[value] if value.data is None else {identity(len(value.shape)): value.data}
+
+    def at_hand(self, value: Value) -> tuple[Variable, Order]:
+        """(variable, order): the form that was made first."""
+        if not self.held(value):
+            self.form(value)
+        order, variable = next(iter(self.held(value).items()))
+        return variable, order
+
+    def form(self, value: Value, order: Order | None = None) -> Variable:
+        """The Value with its axes in this order, the Graph's own by default; numpy for a constant."""
+        order = order or identity(len(value.shape))
+        if value.data is not None:
+            return np.ascontiguousarray(value.data.transpose(order)).reshape([value.shape[axis] for axis in order])
+        forms, shape = self.forms[value], [value.shape[axis] for axis in order]
+        if order in forms:
+            return forms[order]
+        if not forms:  # a reshape that waited to be told its order of axes
+            source = self.reshaped[value]
+            if before := regroup(value.shape, source.shape, order):
+                forms[order] = self.emit("reshape", x=self.form(source, before), shape=shape)
+                return forms[order]
+            forms[identity(len(value.shape))] = self.emit("reshape", x=self.form(source), shape=list(value.shape))
+        same = next((o for o in forms if same_memory(o, order, value.shape)), None)
+        if same:
+            forms[order] = self.emit("reshape", x=forms[same], shape=shape)
+        else:
+            variable, known = self.at_hand(value)
+            forms[order] = self.emit("transpose", x=variable, perm=[known.index(axis) for axis in order])
+        return forms[order]
+
+    def common_order(self, values: Sequence[Value], rank: int) -> Order:
+        """The order in which the fewest elements of these Values must be moved; of equals, that of the newest Value."""
+        values = [v for v in reversed(self.forms) if v in values and len(v.shape) == rank]
+        orders = [order for v in values for order in self.forms[v]] or [identity(rank)]
+        return min(orders, key=lambda order: sum(math.prod(v.shape) for v in values if order not in self.forms[v]))
+
+    def broadcast(self, values: Sequence[Value], rank: int) -> tuple[list[Variable], Order]:
+        """Operands for numpy's broadcasting to `rank` axes, and the order of axes they are in."""
+        order = self.common_order(values, rank)
+        operands: list[Variable] = []
+        for v in values:
+            shape = (1,) * (rank - len(v.shape)) + v.shape
+            if v.data is not None:
+                number = v.data.size == 1 and any(len(other.shape) == rank for other in values if other is not v)
+                operands.append(
+                    v.data.reshape(()) if number else np.ascontiguousarray(v.data.reshape(shape).transpose(order))
+                )
+            elif len(v.shape) == rank:
+                operands.append(self.form(v, order))
+            else:
+                operands.append(self.emit("reshape", x=self.form(v), shape=[shape[axis] for axis in order]))
+                if order != identity(rank) and sum(n > 1 for n in shape) > 1:
+                    wide = self.emit("reshape", x=self.form(v), shape=shape)
+                    operands[-1] = self.emit("transpose", x=wide, perm=order)
+        return operands, order

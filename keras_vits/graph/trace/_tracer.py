@@ -1,0 +1,215 @@
+"""The Graph being built while a model runs, and the tables of what is translated to it."""
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vits._util import keras_private
+from keras_vits.graph.ir import Builder, Value
+from keras_vits.graph.ops import promote
+
+# Name of an operation of keras.ops -> (tracer, operation, *inputs) -> the Value, or Values, that it gives.
+OPERATIONS: dict[str, Callable[..., Any]] = {}
+# Name of a layer whose own call does not go through keras.ops -> (tracer, layer, *inputs) -> symbolic tensors.
+LAYERS: dict[str, Callable[..., Any]] = {}
+
+
+class UnsupportedError(Exception):
+    """What of an operation has no translation."""
+
+
+def _registers(table: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    def named(*names: str) -> Callable[..., Any]:
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            for name in names:
+                if name in table:
+                    raise ValueError(f"{name} is translated twice: by {table[name].__name__} and {function.__name__}.")
+                table[name] = function
+            return function
+
+        return register
+
+    return named
+
+
+translates = _registers(OPERATIONS)  # a decorator, given the names of Keras' operations
+translates_layer = _registers(LAYERS)
+
+
+def graph_dtype(dtype: Any) -> str:
+    """The type in a Graph of what has this type in Keras."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    return "float32" if "float" in dtype else dtype if dtype in ("bool", "uint8") else "int32"
+
+
+def axes_of(axis: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
+    """Sorted non-negative axes; None means all."""
+    if axis is None:
+        return tuple(range(rank))
+    return tuple(sorted(a % rank for a in ([axis] if isinstance(axis, int) else axis)))
+
+
+def pair(x: int | Sequence[int], n: int = 2) -> tuple[int, ...]:
+    """n integers, of one or of a sequence."""
+    return (int(x),) * n if isinstance(x, int) else tuple(int(i) for i in x)
+
+
+class Tracer:
+    """Holds the Graph being built; translations make its nodes with `build` and read Keras' tensors with `value`.
+
+    Args:
+        name: of the model.
+        weightless: whether variables are taken as zeros: views of one number, which take no memory.
+    """
+
+    def __init__(self, name: str, weightless: bool = False) -> None:
+        self.build = Builder(name)
+        self.weightless = weightless
+        self.path: list[str] = []  # names of the layers being called
+        self.keep: list[Any] = []  # constants' sources stay alive, so that their id() stays theirs
+        self.traced = keras_private.traced_type()
+
+    # ---- values
+
+    def wrap(self, result: Any) -> Any:
+        """Symbolic tensors of Values, or lists of them."""
+        if isinstance(result, (list, tuple)):
+            return [self.wrap(r) for r in result]
+        return self.traced(result)
+
+    def is_traced(self, x: Any) -> bool:
+        return isinstance(x, self.traced)
+
+    def any_traced(self, *found: Any) -> bool:
+        """Whether a symbolic tensor is among these, or in their lists, tuples and dicts."""
+        return any(
+            self.is_traced(x)
+            or (isinstance(x, (list, tuple)) and self.any_traced(*x))
+            or (isinstance(x, dict) and self.any_traced(*x.values()))
+            for x in found
+        )
+
+    def array(self, x: Any, dtype: Any = None) -> np.ndarray:
+        """A constant (a variable, a backend tensor or numbers) in numpy; copied, unless nothing can write to it."""
+        ours = False
+        if self.weightless and isinstance(x, keras.Variable):
+            x = np.broadcast_to(np.zeros((), "float32"), x.shape)
+        elif not isinstance(x, (int, float, bool, list, tuple, np.ndarray, np.generic)):
+            x = keras.ops.convert_to_numpy(x)
+            ours = x.flags.owndata  # a copy already, not a view of the backend's memory
+        x = np.asarray(x)
+        kept = x.dtype.name if x.dtype in (np.bool_, np.uint8) else None
+        dtype = dtype or kept or ("int32" if x.dtype.kind in "iu" else "float32")
+        return x.astype(dtype, copy=x.flags.writeable and not ours)
+
+    def value(self, x: Any) -> Value:
+        """The Value of a symbolic tensor, or a constant one."""
+        if isinstance(x, Value):
+            return x
+        return x.traced_value if self.is_traced(x) else self.constant(self.array(x), x)
+
+    def operands(self, *xs: Any, least: str = "bool") -> list[Value]:
+        """The Values of operands, all of the type that Keras' promotion gives them, or of the type `least` if that is
+        wider. Python's numbers are weak: an integer takes the others' type unless they are bool, and a float makes
+        integers float32. Arrays and tensors bring their own type."""
+        read = [x if isinstance(x, Value) else x.traced_value if self.is_traced(x) else self.array(x) for x in xs]
+        strong = [str(r.dtype) for x, r in zip(xs, read, strict=True) if type(x) not in (int, float)]
+        target = promote(least, *strong)
+        if any(type(x) is float for x in xs):
+            target = "float32"
+        elif target == "bool" and any(type(x) is int for x in xs):
+            target = "int32"
+        return [
+            self.cast(r, target) if isinstance(r, Value) else self.constant(r.astype(target, copy=False), x)
+            for x, r in zip(xs, read, strict=True)
+        ]
+
+    def floats(self, x: Any) -> Value:
+        """The Value of an operand of what computes in floats only."""
+        return self.operands(x, least="float32")[0]
+
+    def constant(self, array: np.ndarray, source: Any = None, name: str = "constant", form: str = "") -> Value:
+        """A constant, one Value for each source (a variable, say) and form of it."""
+        name = getattr(source, "name", None) or name
+        if source is None or isinstance(source, (int, float, bool)):
+            return self.build.constant(array, name)
+        self.keep.append(source)
+        return self.build.constant(array, name, key=(id(source), form, array.dtype.name))
+
+    # ---- steps that several translations take; each does nothing where nothing changes
+
+    def cast(self, x: Value, dtype: str) -> Value:
+        return x if x.dtype == dtype else self.build("cast", x, dtype=dtype)
+
+    def reshape(self, x: Value, shape: Sequence[int | None]) -> Value:
+        """One entry of the shape may be -1 or None: what remains."""
+        sizes = [-1 if d is None else int(d) for d in shape]
+        if -1 in sizes:
+            sizes[sizes.index(-1)] = math.prod(x.shape) // max(1, -math.prod(sizes))
+        return x if tuple(sizes) == x.shape else self.build("reshape", x, shape=tuple(sizes))
+
+    def transpose(self, x: Value, perm: Sequence[int]) -> Value:
+        perm = tuple(int(p) % len(x.shape) for p in perm)
+        return x if perm == tuple(range(len(perm))) else self.build("transpose", x, perm=perm)
+
+    def cut(self, x: Value, axis: int, begin: int, end: int) -> Value:
+        """x[begin:end] along one axis."""
+        n = len(x.shape)
+        if (begin, end) == (0, x.shape[axis]):
+            return x
+        return self.build(
+            "slice",
+            x,
+            begin=tuple(begin if i == axis else 0 for i in range(n)),
+            end=tuple(end if i == axis else x.shape[i] for i in range(n)),
+            strides=(1,) * n,
+        )
+
+    def image(self, operation: Any, x: Any) -> Value:
+        """The feature map (B,H,W,C) that an operation with a data format takes."""
+        if keras.backend.image_data_format() != "channels_last" or operation.data_format == "channels_first":
+            raise UnsupportedError("it is channels first; keras_vits is channels last throughout")
+        x = self.value(x)
+        if len(x.shape) != 4:
+            raise UnsupportedError(f"only 2-D images are; the input has shape {x.shape}")
+        return x
+
+    # ---- what Keras calls
+
+    def hooks(self) -> contextlib.AbstractContextManager[None]:
+        """While it is open, calls that see a symbolic tensor of this tracer come here."""
+        return keras_private.intercepted(self.any_traced, self.operation, self.layer)
+
+    def layer(self, layer: keras.Layer, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        self.path.append(layer.name)
+        before, self.build.layer = self.build.layer, "/".join(self.path[1:])
+        try:
+            special = LAYERS.get(type(layer).__name__)
+            return special(self, layer, *args, **kwargs) if special else layer.call(*args, **kwargs)
+        finally:
+            self.path.pop()
+            self.build.layer = before
+
+    def operation(self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        name = type(operation).__name__
+        special = OPERATIONS.get(name)
+        if special is None:
+            if keras_private.is_primitive(operation):
+                where = (
+                    f"layer {'/'.join(self.path[1:])!r}" if len(self.path) > 1 else f"model {self.build.graph.name!r}"
+                )
+                raise ValueError(
+                    f"The operation {name} in {where} has no translation to a phone's graph; use an operation that has."
+                )
+            return operation.call(*args, **kwargs)  # a composite: it runs on keras.ops itself
+        try:
+            return self.wrap(special(self, operation, *args, **kwargs))
+        except UnsupportedError as e:
+            where = "/".join(self.path[1:])
+            raise ValueError(
+                f"The operation {name} in layer {where!r} cannot be translated to a phone's graph: {e}."
+            ) from None

@@ -1,0 +1,166 @@
+"""Operations on entries at one place: arithmetic, comparisons, activations, types."""
+
+from collections.abc import Callable
+from typing import Any
+
+from keras_vits.graph.ir import Value
+
+from ._tracer import Tracer, UnsupportedError, graph_dtype, translates
+
+BINARY = {  # of Keras -> of the Graph
+    "Add": "add",
+    "Subtract": "sub",
+    "Multiply": "mul",
+    "FloorDivide": "floor_div",
+    "Mod": "mod",
+    "Power": "pow",
+    "Maximum": "maximum",
+    "Minimum": "minimum",
+    "Equal": "equal",
+    "NotEqual": "not_equal",
+    "Greater": "greater",
+    "GreaterEqual": "greater_equal",
+    "Less": "less",
+    "LessEqual": "less_equal",
+}
+OF_BOOLS = {"add": "logical_or", "maximum": "logical_or", "mul": "logical_and", "minimum": "logical_and"}
+LOGICAL = {"LogicalAnd": "logical_and", "LogicalOr": "logical_or"}
+UNARY = {  # integers keep their type
+    "Absolute": "abs",
+    "Abs": "abs",
+    "Negative": "neg",
+    "Sign": "sign",
+    "Relu": "relu",
+    "Relu6": "relu6",
+}
+UNARY_OF_FLOATS = {  # integers become floats
+    "Exp": "exp",
+    "Log": "log",
+    "Sqrt": "sqrt",
+    "Rsqrt": "rsqrt",
+    "Sin": "sin",
+    "Cos": "cos",
+    "Tanh": "tanh",
+    "Erf": "erf",
+    "Floor": "floor",
+    "Ceil": "ceil",
+    "Sigmoid": "sigmoid",
+    "Silu": "silu",
+    "Softplus": "softplus",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSilu": "hard_swish",
+}
+
+
+def _register(table: dict[str, str], translation: Callable[[str], Callable[..., Value]]) -> None:
+    for name, op in table.items():
+        translates(name)(translation(op))
+
+
+def _binary(op: str) -> Callable[..., Value]:
+    def binary(t: Tracer, operation: Any, a: Any, b: Any) -> Value:
+        a, b = t.operands(a, b)
+        return t.build(OF_BOOLS.get(op, op) if a.dtype == "bool" else op, a, b)
+
+    return binary
+
+
+def _logical(op: str) -> Callable[..., Value]:
+    def logical(t: Tracer, operation: Any, a: Any, b: Any) -> Value:
+        return t.build(op, t.cast(t.value(a), "bool"), t.cast(t.value(b), "bool"))
+
+    return logical
+
+
+def _unary(op: str) -> Callable[..., Value]:
+    def unary(t: Tracer, operation: Any, x: Any) -> Value:
+        return t.build(op, t.value(x))
+
+    return unary
+
+
+def _unary_of_floats(op: str) -> Callable[..., Value]:
+    def unary_of_floats(t: Tracer, operation: Any, x: Any) -> Value:
+        return t.build(op, t.floats(x))
+
+    return unary_of_floats
+
+
+_register(BINARY, _binary)
+_register(LOGICAL, _logical)
+_register(UNARY, _unary)
+_register(UNARY_OF_FLOATS, _unary_of_floats)
+
+
+@translates("Divide", "TrueDivide")
+def divide(t: Tracer, o: Any, a: Any, b: Any) -> Value:
+    return t.build("div", *t.operands(a, b, least="float32"))
+
+
+@translates("Reciprocal")
+def reciprocal(t: Tracer, o: Any, x: Any) -> Value:
+    return t.build("div", t.value(1.0), t.floats(x))
+
+
+@translates("Log1p")
+def log1p(t: Tracer, o: Any, x: Any) -> Value:
+    return t.build("log", t.build("add", t.floats(x), t.value(1.0)))
+
+
+@translates("Square")
+def square(t: Tracer, o: Any, x: Any) -> Value:
+    x = t.value(x)
+    return t.build("square", t.cast(x, "int32") if x.dtype == "bool" else x)
+
+
+@translates("Round")
+def round_entries(t: Tracer, o: Any, x: Any) -> Value:
+    if o.decimals:
+        raise UnsupportedError(f"it rounds to {o.decimals} decimals; only whole numbers are")
+    x = t.value(x)
+    return t.build("round", x) if x.dtype == "float32" else x
+
+
+@translates("LogicalNot")
+def logical_not(t: Tracer, o: Any, x: Any) -> Value:
+    return t.build("logical_not", t.cast(t.value(x), "bool"))
+
+
+@translates("Gelu")
+def gelu(t: Tracer, o: Any, x: Any) -> Value:
+    return t.build("gelu", t.floats(x), approximate=bool(o.approximate))
+
+
+@translates("Elu")
+def elu(t: Tracer, o: Any, x: Any) -> Value:
+    return t.build("elu", t.floats(x), alpha=float(o.alpha))
+
+
+@translates("LeakyRelu")
+def leaky_relu(t: Tracer, o: Any, x: Any) -> Value:
+    return t.build("leaky_relu", t.floats(x), alpha=float(o.negative_slope))
+
+
+@translates("Clip")
+def clip(t: Tracer, o: Any, x: Any) -> Value:
+    x = t.value(x)
+    return t.build("clip", t.cast(x, "int32") if x.dtype == "bool" else x, low=float(o.x_min), high=float(o.x_max))
+
+
+@translates("StopGradient", "Copy")
+def unchanged(t: Tracer, o: Any, x: Any) -> Value:
+    return t.value(x)
+
+
+@translates("Cast", "ConvertToTensor", "SaturateCast")
+def cast(t: Tracer, o: Any, x: Any, **_: Any) -> Value:
+    x = t.value(x)
+    return x if o.dtype is None else t.cast(x, graph_dtype(o.dtype))
+
+
+@translates("Where")
+def where(t: Tracer, o: Any, condition: Any, a: Any = None, b: Any = None) -> Value:
+    if a is None or b is None:
+        raise UnsupportedError("it finds places; only the choice between two values is")
+    condition = t.cast(t.value(condition), "bool")
+    return t.build("where", condition, *t.operands(a, b))

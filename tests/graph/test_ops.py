@@ -1,0 +1,299 @@
+"""The table of operations is complete, types follow Keras' promotion, and a broken graph is named."""
+
+import inspect
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_vits
+from keras_vits.edge import trace
+from keras_vits.edge.targets import coreml, litert
+from keras_vits.edge.targets.litert.gpu import BUILTINS, FORBIDDEN
+from keras_vits.graph.ir import Builder, Graph, Node, Value, make_node
+from keras_vits.graph.ops import FUSED, OPS, having, promote
+from keras_vits.graph.rewrite import RULES, rewrite
+from keras_vits.graph.trace import _tracer
+
+# What each group of operations takes, beside x (2,4,6,8): the case that every operation needs.
+IMAGE = (2, 4, 6, 8)
+WINDOW = dict(strides=(1, 1), pads=((0, 0), (0, 0)))
+AXES = dict(axes=(1, 3), keepdims=True)
+ATTRS = {
+    "elu": dict(alpha=0.5),
+    "leaky_relu": dict(alpha=0.5),
+    "clip": dict(low=-1.0, high=1.0),
+    "cast": dict(dtype="int32"),
+    "dequantize": dict(scale=0.5, zero_point=3),
+    "softmax": dict(axis=2),
+    "layer_norm": dict(axes=(3,), epsilon=1e-5),
+    **dict.fromkeys(having("reduces"), AXES),
+    "argmax": dict(axis=1),
+    "top_k": dict(k=3),
+    "reshape": dict(shape=(8, 48)),
+    "transpose": dict(perm=(0, 3, 1, 2)),
+    "concat": dict(axis=1),
+    "slice": dict(begin=(0, 1, 0, 0), end=(2, 4, 6, 8), strides=(1, 2, 1, 3)),
+    "pad": dict(pads=((0, 0), (1, 0), (0, 2), (0, 0)), mode="reflect", value=0.0),
+    "tile": dict(reps=(1, 2, 1, 3)),
+    "reverse": dict(axes=(1, 2)),
+    "gather": dict(axis=2),
+    "space_to_depth": dict(block=2),
+    "depth_to_space": dict(block=2),
+    "resize": dict(size=(7, 9), mode="bilinear"),
+    "conv2d": dict(**WINDOW, dilation=(1, 1), groups=2),
+    "depthwise_conv2d": dict(**WINDOW, dilation=(1, 1)),
+    "max_pool2d": dict(**WINDOW, size=(2, 3)),
+    "avg_pool2d": dict(**WINDOW, size=(2, 3)),
+    "matmul": dict(transpose_b=True),
+}
+OTHERS = {  # shapes behind x
+    "where": [(4, 1, 8), IMAGE],
+    "layer_norm": [(8,), (8,)],
+    "concat": [IMAGE],
+    "gather": [(3, 2)],
+    "matmul": [IMAGE],
+    "dense": [(5, 8), (5,)],
+    "conv2d": [(3, 2, 4, 6), (6,)],
+    "depthwise_conv2d": [(3, 2, 8, 2), (16,)],
+}
+
+
+def accepted(op, shapes):
+    """Types of inputs that the operation accepts, all the same if possible, and float32 if possible."""
+    attrs = ATTRS.get(op, {})
+    for dtype in ("float32", "int32", "uint8", "bool"):
+        for first in (dtype, "bool"):
+            for last in (dtype, "int32"):
+                given = [first, *[dtype] * (len(shapes) - 2), last][: len(shapes)]
+                try:
+                    return given, OPS[op].types(given, attrs)
+                except ValueError:
+                    continue
+    raise AssertionError(f"{op} accepts nothing")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_operation_gives_what_its_entry_says(op):
+    """Shapes and types of the table are those of its meaning, and every attribute has a case here."""
+    entry, attrs = OPS[op], ATTRS.get(op, {})
+    arity = sum(p.kind is p.POSITIONAL_OR_KEYWORD and name in "ab" for name, p in
+                inspect.signature(entry.infer).parameters.items())  # fmt: skip
+    shapes = [IMAGE, *OTHERS.get(op, [(6, 1)] if arity == 2 else [])]
+    dtypes, expected = accepted(op, shapes)
+    random = np.random.default_rng(0)
+    fill = lambda shape, dtype: random.normal(size=shape) + 3 if dtype == "float32" else random.integers(0, 3, shape)
+    arrays = [fill(shape, dtype).astype(dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    b = Builder()
+    made = b(op, *(b.input("x", s, t) for s, t in zip(shapes, dtypes, strict=True)), **attrs)
+    b.graph.outputs = list(made) if isinstance(made, tuple) else [made]
+    assert tuple(v.dtype for v in b.graph.outputs) == expected
+    found = b.graph.check()(*arrays)  # which compares shapes
+    raw = entry.evaluate(*arrays, **attrs)
+    for value, array, before in zip(b.graph.outputs, found, raw if isinstance(raw, list) else [raw], strict=True):
+        assert array.dtype == value.dtype
+        assert before.dtype.kind == array.dtype.kind  # the meaning has the declared type, but for its width
+    if entry.macs is not None:
+        assert entry.macs(shapes, made.shape, attrs) > 0
+
+
+def test_traits_fit_each_other():
+    for name, op in OPS.items():
+        assert op.elementwise + op.arrangement + op.reduces + op.is_linear <= 1, name
+        assert not op.commutative or op.elementwise, name
+        assert not op.is_linear or op.macs, name
+    assert set(RULES) <= set(OPS) and not set(FUSED) & set(OPS)
+
+
+def test_every_operation_is_written_by_every_target_or_refused_by_name():
+    assert set(OPS) <= set(litert.WRITERS)
+    assert set(OPS) | set(FUSED) == set(coreml.WRITERS)
+
+
+def test_what_is_not_for_gpus_is_known_by_its_builtin():
+    assert set(BUILTINS.values()) == set(having("gpu_unfriendly"))
+    assert all(FORBIDDEN.values())
+
+
+def test_every_translation_is_a_named_function():
+    for table in (_tracer.OPERATIONS, _tracer.LAYERS):
+        assert all(f.__name__ not in ("_", "<lambda>") for f in table.values())
+
+
+def test_private_keras_is_named_in_one_file():
+    private = re.compile(
+        r"keras\.src|\._value\b(?! *\()|\._initializer\b|_deferred_initialize|_keras_history|_run_through_graph|"
+        r"_standardize_inputs|global_state|AutocastScope|_outputs_struct|_inputs_struct|_flatten_layers|_inbound_nodes"
+    )
+    root = pathlib.Path(keras_vits.__file__).parent
+    files = [*root.rglob("*.py"), *(root / "edge").rglob("*.py")]
+    assert len(files) > 60
+    for file in files:
+        found = private.findall(re.sub(r"self\._value\(", "", file.read_text()))
+        assert not found or file.name == "keras_private.py", f"{file}: {found}"
+
+
+# ---------------------------------------------------------------- types
+
+
+def test_promotion_is_keras():
+    for a in ("bool", "uint8", "int32", "float32"):
+        for b in ("bool", "uint8", "int32", "float32"):
+            assert promote(a, b) == keras.backend.result_type(a, b)
+
+
+INTEGERS = {
+    "an image divided": lambda x: x / 255,
+    "a float added": lambda x: x + 0.5,
+    "a float at the left": lambda x: 1.5 * x,
+    "an integer added": lambda x: x + 3,
+    "a float tensor": lambda x: ops.add(x, np.float32([0.5, 1.5, 2.5])),
+    "mean": lambda x: ops.mean(x, axis=1),
+    "variance": lambda x: ops.var(x, axis=1),
+    "sum": lambda x: ops.sum(x, axis=(1, 2)),
+    "maximum": lambda x: ops.maximum(x, 3.5),
+    "compared": lambda x: x > 2.5,
+    "chosen": lambda x: ops.where(x > 2, x, 0.5),
+    "root": ops.sqrt,
+    "joined": lambda x: ops.concatenate([x, ops.cast(x, "float32") / 2], axis=-1),
+    "sum of bools": lambda x: ops.sum(x > 2, axis=1),
+    "any": lambda x: ops.any(x > 4, axis=1),
+    "all": lambda x: ops.all(x > 1, axis=1),
+    "floor_divide": lambda x: x // 2,
+    "matmul": lambda x: ops.matmul(x, np.float32([[0.5], [1], [2]])),
+    "argmax kept": lambda x: ops.argmax(x, axis=1, keepdims=True),
+    "argmax of all": lambda x: ops.argmax(x),
+}
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8"])
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers_are_promoted_as_keras_does(name, dtype):
+    x = np.arange(12).reshape(1, 4, 3).astype(dtype)
+    expected = ops.convert_to_numpy(INTEGERS[name](ops.convert_to_tensor(x)))
+    given = keras.Input((4, 3), dtype=dtype)
+    found = trace(keras.Model(given, INTEGERS[name](given)))(x)[0]
+    kinds = {"u": "i"}  # a sum of uint8 is uint32 on some backends
+    assert kinds.get(found.dtype.kind, found.dtype.kind) == kinds.get(expected.dtype.kind, expected.dtype.kind)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: ops.max(x, axis=1, initial=3.0), "initial value"),
+        (lambda x: ops.round(x, 1), "decimals"),
+        (lambda x: ops.norm(x, ord=2, axis=(1, 2)), "sum of squares"),
+        (lambda x: ops.softmax(x, axis=(1, 2)), "one axis|no translation"),
+        (lambda x: x[:, 4], "entry 4 of an axis of 4"),
+        (lambda x: ops.einsum("bij->bji", x), "a,b->c"),
+    ],
+)
+def test_arguments_are_not_ignored(function, reason):
+    x = keras.Input((4, 3))
+    try:
+        model = keras.Model(x, function(x))
+    except (ValueError, IndexError):
+        return  # Keras refuses it itself
+    try:
+        graph = trace(model)
+    except ValueError as e:
+        assert re.search(reason, str(e)), e
+        return
+    given = np.random.default_rng(0).normal(size=(1, 4, 3)).astype("float32")
+    np.testing.assert_allclose(graph(given)[0], model.predict(given, verbose=0), rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------- Graph.check
+
+
+def chain():
+    b = Builder()
+    b.layer = "block_3/mlp"
+    y = b("add", b("exp", b.input("x", (2, 3))), b.constant(np.ones(3, np.float32)))
+    b.graph.outputs = [y]
+    return b.graph
+
+
+def broken_shape(graph):
+    graph.nodes[0].outputs[0].shape = (3, 2)
+
+
+def broken_type(graph):
+    graph.nodes[1].outputs[0].dtype = "int32"
+
+
+def twice(graph):
+    graph.nodes.append(graph.nodes[0])
+
+
+def disordered(graph):
+    graph.nodes.reverse()
+
+
+def same_names(graph):
+    graph.nodes[1].outputs[0].name = graph.nodes[0].outputs[0].name
+
+
+def unknown(graph):
+    graph.nodes[0].op = "fft"
+
+
+def mixed(graph):
+    graph.inputs[0].dtype = "int32"
+
+
+def lost(graph):
+    graph.outputs.append(Value("nowhere", (2,)))
+
+
+def other_data(graph):
+    graph.nodes[1].inputs[1].data = np.ones((4,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (broken_shape, r"exp in layer 'block_3/mlp' gives .*declared"),
+        (broken_type, r"add in layer 'block_3/mlp' gives .*declared"),
+        (twice, r"exp in layer 'block_3/mlp' computes .* again"),
+        (disordered, r"add in layer 'block_3/mlp' reads .*which nothing before it computes"),
+        (same_names, r"2 values are named 'block_3/mlp/exp'"),
+        (unknown, "No primitive op 'fft'"),
+        (mixed, r"exp in layer 'block_3/mlp' does not fit the types"),
+        (lost, "list of outputs reads 'nowhere'"),
+        (other_data, r"add in layer 'block_3/mlp' reads the constant .*whose data are float32 of shape \(4,\)"),
+    ],
+)
+def test_a_broken_graph_is_named(fault, said):
+    graph = chain()
+    assert graph.check() is graph
+    fault(graph)
+    with pytest.raises(ValueError, match=said):
+        graph.check()
+
+
+def test_a_rule_that_breaks_a_graph_is_found_and_no_file_is_written(monkeypatch):
+    def wrong(sweep, node):
+        if node.output.shape == (2, 3):
+            made = sweep.append(Node("exp", node.inputs, (Value("wrong", (6,)),), {}, node.layer))
+            return made.output
+
+    monkeypatch.setitem(RULES, "exp", (wrong,))
+    with pytest.raises(ValueError, match=r"in layer 'block_3/mlp'"):
+        rewrite(chain())
+    graph = chain()
+    broken_shape(graph)
+    with pytest.raises(ValueError, match=r"in layer 'block_3/mlp'"):
+        litert.write(graph)
+
+
+def test_types_are_checked_when_a_node_is_made():
+    with pytest.raises(ValueError, match=r"add in layer 'head' does not fit the types of its inputs"):
+        make_node("add", (Value("x", (2,)), Value("i", (2,), "int32")), {}, "head")
+    with pytest.raises(ValueError, match="condition must be bool"):
+        make_node("where", (Value("x", (2,)), Value("a", (2,)), Value("b", (2,))), {})
+    assert isinstance(Graph([], [], []).check(), Graph)
