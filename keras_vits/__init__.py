@@ -11,7 +11,7 @@ _HOMES = {  # public name -> the module that it comes from
     "create": "models._registry",
     "list_models": "models._registry",
     "load": "saving",
-    "load_weights": "checkpoints.assign",
+    "load_weights": "checkpoints.loading",
     "predict": "prediction",
 }
 _MODULES = ("checkpoints", "edge", "hub", "layers", "models", "preprocess", "training")

@@ -13,6 +13,7 @@ import pathlib
 import keras
 import numpy as np
 
+from keras_vits._util.resampling import cubic
 from keras_vits.checkpoints import assign as weights
 from keras_vits.layers import _names as names
 from keras_vits.models import _registry as registry
@@ -21,7 +22,7 @@ from keras_vits.preprocess import Preprocessing, _centered
 try:
     import keras_hub
 except ImportError:
-    raise ImportError('keras_vits.hub needs keras-hub: pip install "keras-vits[keras-hub]"') from None
+    raise ImportError('keras_vits.hub needs keras-hub: pip install -e ".[keras-hub]"') from None
 
 register = keras.saving.register_keras_serializable("keras_vits")
 
@@ -225,7 +226,7 @@ def resampling(old, new, target, interpolation):
 
 FILTERS = {  # of the distance, in pixels of the smaller picture
     "bilinear": lambda x: np.maximum(1 - x, 0),
-    "bicubic": weights.cubic,
+    "bicubic": cubic,
     "lanczos": lambda x: np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0),
 }
 

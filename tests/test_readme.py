@@ -70,7 +70,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
         return folder if folder.is_dir() else checkpoint(folder, hub_id.split("/")[1].split(".")[0], real)
 
     monkeypatch.setattr(keras_vits, "create", create, raising=False)
-    monkeypatch.setattr(checkpoints.catalogue, "download", download)
+    monkeypatch.setattr(checkpoints.files, "download", download)
     monkeypatch.chdir(tmp_path)
     namespace = {}
     assert len(blocks()) >= 3

@@ -101,7 +101,7 @@ def create(variant: str, /, weights: str | os.PathLike[str] | bool | None = None
             "weights='imagenet' names no checkpoint: give weights=True for the default one, or a hub id, of which "
             f"keras_vits.checkpoints.published({variant!r}) lists those of this variant."
         )
-    from keras_vits.checkpoints.assign import create_from_checkpoint
+    from keras_vits.checkpoints.loading import create_from_checkpoint
 
     return create_from_checkpoint(variant, weights, overrides)
 
