@@ -40,7 +40,7 @@ class Checkpoint:
 
 
 @functools.cache
-def table():
+def table() -> tuple[Checkpoint, ...]:
     """Every published checkpoint of a registered variant, as a tuple of `Checkpoint`.
 
     They are those of timm on the hub; `tools/generate_checkpoints.py` writes the file from timm's registry.
@@ -65,7 +65,7 @@ def _checkpoint(*, variant, tag, hub_id, license, num_classes, top1, image_size,
     )
 
 
-def published(variant):
+def published(variant: str) -> tuple[Checkpoint, ...]:
     """The checkpoints of a variant.
 
     Args:
@@ -78,7 +78,7 @@ def published(variant):
 
 
 @functools.cache
-def imagenet_classes():
+def imagenet_classes() -> tuple[str, ...]:
     """The 1000 names of ImageNet-1k's classes in the order of the logits: each synset's first WordNet lemma."""
     return tuple(pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
 

@@ -1,15 +1,20 @@
 """Variant name -> (model class, hyper-parameters). Families in `keras_vits/models/` are found automatically."""
 
+from __future__ import annotations
+
 import difflib
 import fnmatch
 import importlib
 import os
 import pkgutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from keras_vits.checkpoints import catalogue as checkpoints
+
+if TYPE_CHECKING:
+    from keras_vits.models._base import VisionModel
 
 _variants = {}  # name -> (class, hyper-parameters), in the order of registration
 
@@ -35,7 +40,7 @@ def variants():
     return _variants
 
 
-def list_models(pattern="*", pretrained=False):
+def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     """Names that `create` accepts.
 
     Args:
@@ -61,7 +66,7 @@ def lookup(name):
     return known[name]
 
 
-def create(variant: str, /, weights: str | os.PathLike[str] | bool | None = None, **overrides: Any):
+def create(variant: str, /, weights: str | os.PathLike[str] | bool | None = None, **overrides: Any) -> VisionModel:
     """Builds a model, with random weights or from a published checkpoint.
 
     Args:
