@@ -15,8 +15,7 @@ from safetensors.numpy import save_file
 from test_weights import exported
 
 import keras_vits
-from keras_vits import checkpoints
-from keras_vits.models import _registry as registry
+from keras_vits import checkpoints, creation
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 SMALL = {
@@ -59,7 +58,7 @@ def checkpoint(folder, name, create):
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     photos(tmp_path / "photos")
     (tmp_path / "photos" / "bee" / "0.png").rename(tmp_path / "photo.jpg")
-    real = registry.create
+    real = creation.create
 
     def create(name, weights=None, **given):
         sizes = {k: v for k, v in SMALL[name].items() if k != "num_classes"}
@@ -70,7 +69,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
         return folder if folder.is_dir() else checkpoint(folder, hub_id.split("/")[1].split(".")[0], real)
 
     monkeypatch.setattr(keras_vits, "create", create, raising=False)
-    monkeypatch.setattr(checkpoints.catalogue, "download", download)
+    monkeypatch.setattr(checkpoints.files, "download", download)
     monkeypatch.chdir(tmp_path)
     namespace = {}
     assert len(blocks()) >= 3

@@ -207,7 +207,7 @@ def digits(preprocessing):
         import PIL  # noqa: F401  preprocessing.pixels needs it
         from sklearn.datasets import load_digits
     except ImportError as e:
-        raise ImportError(f'The digits need {e.name}: pip install "keras-vits[train]"') from None
+        raise ImportError(f'The digits need {e.name}: pip install -e ".[train]"') from None
     bunch = load_digits()
     preprocessing = dataclasses.replace(preprocessing, crop=1.0)
     small = np.rint(bunch.images * (255 / 16)).astype("uint8")
