@@ -17,7 +17,7 @@ class Artifact:
     """A model file that a target wrote: LiteRT .tflite, Core ML .mlpackage, .keras and so on.
 
     Attributes:
-        path: of the file, or of the .mlpackage folder.
+        path: path of the file, or of the .mlpackage folder.
         format: name of the target that wrote it, one of `targets._protocol.names()`.
         recipe: `"float32"`, or a name of `recipes.RECIPES`.
         model: name of the model it was made from.

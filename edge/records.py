@@ -36,14 +36,14 @@ class Latency:
     What a device cannot tell is `None`.
 
     Attributes:
-        artifact_path: of the file that was measured.
+        artifact_path: path of the file that was measured.
         device: one of `devices.DEVICES`, with its address: `"host"`, `"android:R58M123"`.
         cpu: the processor's or the chip's name.
         runtime: name and version of what ran the file.
         accelerator: what ran it: `"cpu"`, or another of the device's `ACCELERATORS`.
-        threads: how many the runtime was allowed; `None` where it decides for itself.
-        runs: how many were timed.
-        median_ms: of one run, as the next two.
+        threads: number of threads that the runtime was allowed; `None` where it decides for itself.
+        runs: number of runs that were timed.
+        median_ms: median time of one run.
         p90_ms: nine of ten runs are faster.
         p99_ms: 99 of 100 runs are faster.
         load_ms: from the file to a model that is ready for its first image, the runtime being imported already.
@@ -80,7 +80,7 @@ def ratio(a: Latency, b: Latency) -> float:
 
     Args:
         a: a `Latency`.
-        b: another one of the same `benchmark` call.
+        b: another `Latency` of the same `benchmark` call.
 
     Returns:
         The ratio; 0.5 means that `a` takes half of `b`'s time.

@@ -23,7 +23,7 @@ from keras_vits.preprocess import Preprocessing, _centered
 try:
     import keras_hub
 except ImportError:
-    raise ImportError('keras_vits.hub needs keras-hub: pip install -e ".[keras-hub]"') from None
+    raise ImportError('keras_vits.hub needs keras-hub. From a checkout: pip install -e ".[keras-hub]"') from None
 
 register = keras.saving.register_keras_serializable("keras_vits")
 

@@ -90,7 +90,7 @@ class Preprocessing:
         try:
             from PIL import Image
         except ImportError:
-            raise ImportError('Reading pictures needs Pillow: pip install -e ".[train]"') from None
+            raise ImportError('Reading pictures needs Pillow. From a checkout: pip install -e ".[train]"') from None
         mode = {1: "L", 3: "RGB"}.get(len(self.mean))
         if mode is None:
             raise ValueError(

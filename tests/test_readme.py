@@ -1,4 +1,4 @@
-"""Every Python block of the README runs as written, in order and in one namespace.
+"""Every Python block of the README, and of the documentation's pages, runs as written, in order and in one namespace.
 
 From outside come small models under the names of the large ones, checkpoints in the hub's layout instead of downloads,
 and a folder of pictures.
@@ -15,19 +15,22 @@ from safetensors.numpy import save_file
 from test_weights import exported
 
 import keras_vits
-from keras_vits import checkpoints, creation
+from keras_vits import checkpoints, creation, edge
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+ROOT = pathlib.Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if "```python" in page.read_text(encoding="utf-8"))
 SMALL = {
     "mobilevit_xs": next(f.tiny for f in families.FAMILIES if f.name == "mobilevit"),
     "deit3_small_patch16_224": dict(image_size=32, patch_size=8, width=24, depth=5, heads=2, mlp_hidden=48),
 }
 
 
-def blocks():
-    """(line, source) of each Python block."""
-    text = README.read_text(encoding="utf-8")
-    return [(text[: m.start()].count("\n") + 2, m.group(1)) for m in re.finditer(r"```python\n(.*?)```", text, re.S)]
+def blocks(page):
+    """(line, source) of each Python block, but those below a comment `<!-- notest: the reason -->`."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"(?<!-->\n)^```python\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    return [(text[: match.start()].count("\n") + 2, match.group(1)) for match in found]
 
 
 def photos(folder, classes=("ant", "bee", "cat"), count=30, side=40):
@@ -54,14 +57,15 @@ def checkpoint(folder, name, create):
     return folder
 
 
-@pytest.mark.once  # tests/test_compile.py trains the chain's model on each backend
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the blocks of a page in a folder with pictures; returns the names that they left."""
     photos(tmp_path / "photos")
     (tmp_path / "photos" / "bee" / "0.png").rename(tmp_path / "photo.jpg")
     real = creation.create
 
     def create(name, weights=None, **given):
-        sizes = {k: v for k, v in SMALL[name].items() if k != "num_classes"}
+        sizes = {k: v for k, v in SMALL.get(name, {}).items() if k != "num_classes"}
         return real(name, weights, **{**given, **sizes})
 
     def download(hub_id):
@@ -71,10 +75,32 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(keras_vits, "create", create, raising=False)
     monkeypatch.setattr(checkpoints.files, "download", download)
     monkeypatch.chdir(tmp_path)
-    namespace = {}
-    assert len(blocks()) >= 3
-    for line, source in blocks():
-        exec(compile("\n" * (line - 1) + source, README, "exec"), namespace)
+
+    def execute(page):
+        namespace = {}
+        for line, source in blocks(page):
+            exec(compile("\n" * (line - 1) + source, page, "exec"), namespace)
+        return namespace
+
+    return execute
+
+
+@pytest.mark.once  # tests/test_compile.py trains the chain's model on each backend
+def test_the_python_of_the_readme_runs(run, tmp_path):
+    assert len(blocks(README)) >= 2
+    namespace = run(README)
     assert (tmp_path / "out" / "report.html").is_file() and (tmp_path / "time.png").is_file()
     assert namespace["model"].class_names == ["ant", "bee", "cat"]
-    assert namespace["best"].artifact.path.is_file()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(run, page):
+    namespace = run(page)
+    for value in namespace.values():  # files that a page has made are the bytes that were written
+        if isinstance(value, edge.Artifact):
+            assert edge.artifact.load(value.path).sha256 == value.sha256
+    if page.stem == "quantize-to-a-budget":
+        assert namespace["best"].artifact.path.is_file() and namespace["best"].tried
+    if page.stem == "tutorial":
+        assert all(check.partitions == 1 for check in namespace["checks"])

@@ -53,10 +53,10 @@ def benchmark(
         artifacts: an `Artifact`, or a list of them to be compared.
         device: where to run. `"host"` is the CPU of this machine; `"android"` or `"android:SERIAL"` a phone behind adb;
             `"browser"` LiteRT.js in a headless Chromium, `"browser:serve"` or `"browser:HOST:PORT"` in the browser that
-            opens the page (`devices.browser.serve` tells its address); `"macos"` Core ML on each compute unit of this
+            opens the page (`devices.browser.serve` returns its address); `"macos"` Core ML on each compute unit of this
             Mac; `"ios:FOLDER"` takes the reports that Xcode exported.
-        threads: how many the runtime may use, or several such numbers; by default 2, in a browser 1 and 2, on a phone
-            1, 2 and 4.
+        threads: number of threads that the runtime may use, or several such numbers; by default 2, in a browser 1 and
+            2, on a phone 1, 2 and 4.
         accelerators: the name of one, or several: `"cpu"`, `"gpu"` and so on, as the device's file in devices/ lists
             them; all that are present by default.
         min_runs: every artifact is run at least this often ...
@@ -69,7 +69,7 @@ def benchmark(
 
     Raises:
         ValueError: unknown device; an artifact that cannot run there, or is not the file that was written, or whose
-            process died (its last words are in the message).
+            process died (the last lines of its output are in the message).
         DeviceError: a device that is not there or went away, with what it had measured.
     """
     one = isinstance(artifacts, Artifact)

@@ -301,18 +301,18 @@ COLUMNS = {  # heading -> (the part of a row that it is read from, its text)
 }
 MEANINGS = {
     "Recipe": "How the numbers are stored: float32 as trained, float16 in half the space, int8 and int4 in 8 and 4 "
-    "bits. Their ranges were found beforehand on sample images (static) or are found while it runs (dynamic).",
+    "bits. Ranges of activations were found by calibration (static) or are found while the file runs (dynamic).",
     "Size": "On disk, and about what the app grows by; 1 MB is 1,000,000 bytes.",
     "Top-1": "Share of the images whose class the file gets right; in brackets the difference to the model it was "
     "made from, in percentage points.",
     "Agreement": "Share of the images on which the file and its model give the same class, right or wrong.",
-    "SQNR": "How much stronger the outputs are than what the conversion changed in them: at 20 dB the change is a "
-    "tenth of them, at 40 dB a hundredth; exact means that nothing changed.",
+    "SQNR": "Signal-to-quantization-noise ratio of the outputs: at 20 dB the output error is a tenth of them, at 40 dB "
+    "a hundredth; exact means that there is none.",
     "Median": "Time of one run, from the image in memory to the answer; half of the runs are faster.",
     "p90": "Nine of ten runs are faster.",
     "Load": "From the file to a model that is ready for its first image, once for each start of the app.",
     "Memory": "Largest memory of a process that does nothing but run this file, Python and the runtime included.",
-    "Parts": "Pieces of the graph that LiteRT hands to its fast kernels (XNNPACK). 1 is best: all of it runs there.",
+    "Parts": "Partitions: parts of the graph that LiteRT hands to its fast kernels (XNNPACK). 1 is best: all of it.",
 }
 
 
@@ -351,7 +351,7 @@ def _how(rows: Sequence[Row]) -> list[str]:
         said.append(
             f"Latency: measured on {cpus}{with_threads}, after a warm-up, at least "
             f"{min(speed.runs for speed in timed)} times each. Every file ran in a process of its own, in turns with "
-            "the others, so that a busy moment of the machine hits all of them alike. A phone has other times."
+            "the others, so that a busy moment of the machine hits all of them alike. Times on a phone differ."
         )
     for format in dict.fromkeys(r.artifact.format for r in verified):
         by = [r.verification.verified_by for r in verified if r.artifact.format == format]

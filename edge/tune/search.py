@@ -34,11 +34,11 @@ class Trial:
     """A file that was tried.
 
     Attributes:
-        recipe: it was quantized by.
-        float_layers: that were left in float.
+        recipe: name of the recipe that it was quantized by.
+        float_layers: names of the layers that were left in float.
         artifact: the file.
-        verification: against the model.
-        drop: what it loses, in the unit of the budget.
+        verification: comparison with the model.
+        drop: its loss, in the unit of the budget.
         latency: beside the other files that hold the budget; `None` for one that does not.
         time_ratio: its time over the float32 file's; `None` as above.
     """
@@ -58,8 +58,8 @@ class Choice:
 
     Attributes:
         artifact: the file.
-        metric: of the budget.
-        max_drop: the budget.
+        metric: metric of the budget.
+        max_drop: largest loss that was allowed, in percent.
         tried: every `Trial`, in the order they were made.
     """
 
@@ -84,9 +84,9 @@ def quantize_to(
     recipes: Sequence[str] | None = None,
     threads: int = 2,
 ) -> Choice:
-    """Quantizes a model in every way that may serve, and returns the fastest file that holds a budget.
+    """Quantizes a model by several recipes and returns the fastest file that keeps a budget.
 
-    A recipe that misses it is tried again with its most sensitive layers in float, first one and then twice as many.
+    A recipe that misses it is tried again with its most sensitive layers in float: one, then two, four and so on.
 
     Args:
         model: a `keras.Model` that `litert.export` takes.
@@ -96,11 +96,11 @@ def quantize_to(
         metric: `"top1"`, `"agreement"` or `"sqnr"`.
         dataset: images (N,H,W,C), or (images, labels), as the model takes them, or a data set that yields batches of
             either; `"top1"` needs labels (N,).
-        folder: where the files go.
+        folder: folder that the files are written to.
         calibration: images as `litert.quantize` takes them; by default the first of the data set, which are then not
             measured on.
         recipes: names, in the order they are tried; by default, those that the table of recipes says.
-        threads: for the measurement of time.
+        threads: number of threads in the measurement of time.
 
     Returns:
         A `Choice`.

@@ -1,4 +1,4 @@
-"""Which layer loses the answers: the noise that quantizing each one alone adds to the outputs."""
+"""Which layer loses most accuracy: the noise that quantizing each one alone adds to the outputs."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class LayerNoise:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """What quantizing each layer alone does to the outputs.
+    """The noise that quantizing each layer alone adds to the outputs.
 
     Attributes:
         model: name of the model.
-        recipe: that the layers were quantized by.
-        images: how many the outputs were compared on.
+        recipe: name of the recipe that the layers were quantized by.
+        images: number of images that the outputs were compared on.
         rows: a `LayerNoise` for each quantized layer, in the order of the file.
     """
 
@@ -62,10 +62,10 @@ class Sensitivity:
         return tuple(sorted(self.rows, key=lambda row: row.sqnr_db))
 
     def float_layers(self, min_sqnr_db: float) -> tuple[str, ...]:
-        """The fewest layers to leave in float for outputs of at least so many dB, taking the layers' noise to add up.
+        """The fewest layers to leave in float for outputs of at least so many dB, if the layers' noise adds up.
 
         Args:
-            min_sqnr_db: budget of the whole file.
+            min_sqnr_db: smallest SQNR of the whole file, in dB.
 
         Returns:
             Names for `litert.quantize(..., float_layers=...)`, the most sensitive first.
@@ -77,10 +77,10 @@ class Sensitivity:
         return tuple(row.layer for row in rows[:count])
 
     def plot(self, path: str | pathlib.Path) -> pathlib.Path:
-        """Writes a drawing: a point for each layer, the further to the left the more it adds to the noise.
+        """Writes a plot: a point for each layer; the further to the left, the more it adds to the noise.
 
         Args:
-            path: of the `.svg` file.
+            path: path of the `.svg` file.
 
         Returns:
             The path.

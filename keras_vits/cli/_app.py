@@ -130,19 +130,19 @@ DataOption = Annotated[
     str, typer.Option("--data", "-d", help="A folder with one subfolder of images per class, or 'digits'.")
 ]
 LimitOption = Annotated[
-    int | None, typer.Option(help="Use at most so many training and so many held-out pictures.", show_default=False)
+    int | None, typer.Option(help="Use at most this many training and this many held-out pictures.", show_default=False)
 ]
 SizeOption = Annotated[
     int | None, typer.Option(help="Side of the square that the model sees, in pixels.", show_default=False)
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the last epoch that was kept in --out.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the last finished epoch in --out.")]
 SeedOption = Annotated[
     int, typer.Option(help="Seed of the initial weights, the order of the pictures and the augmentation.")
 ]
 
 
 def say(line: str) -> None:
-    """Prints a line for the reader that is not the verb's result."""
+    """Prints a line that is not the verb's result to stderr."""
     print(line, file=sys.stderr)
 
 

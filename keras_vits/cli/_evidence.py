@@ -50,10 +50,14 @@ def benchmark(
         ),
     ] = "host",
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="For each file; may be repeated. 2, on a phone 1, 2 and 4.")
+        list[int] | None,
+        typer.Option(
+            min=1, help="Number of threads; may be repeated. Default: 2; in a browser 1 and 2, on a phone 1, 2 and 4."
+        ),
     ] = None,
     accelerator: Annotated[
-        list[str] | None, typer.Option(help="Such as cpu or gpu; may be repeated. All that are present.")
+        list[str] | None,
+        typer.Option(help="Accelerator, such as cpu or gpu; may be repeated. Default: all that are present."),
     ] = None,
     profile: Annotated[
         pathlib.Path | None,
@@ -61,7 +65,7 @@ def benchmark(
     ] = None,
     backend: BackendOption = None,
 ) -> None:
-    """Measure latency, load time and memory, of all files in turns."""
+    """Measure latency, load time and memory of the files, in turns."""
     from keras_vits.edge import artifact
     from keras_vits.edge.devices import browser
     from keras_vits.edge.evidence.benchmark import benchmark
@@ -98,9 +102,11 @@ def report(
     files: Annotated[list[pathlib.Path], typer.Argument(help="Files that keras-vits export or quantize wrote.")],
     against: Annotated[str, typer.Option(help="The .keras file that they came from.")],
     data: DataOption = "digits",
-    out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="The page.")] = pathlib.Path("out/report.html"),
+    out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="The page to write.")] = pathlib.Path(
+        "out/report.html"
+    ),
     limit: LimitOption = None,
-    threads: Annotated[int, typer.Option(min=1, help="For each file.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Number of threads of each file.")] = 2,
     backend: BackendOption = None,
 ) -> None:
     """Verify and benchmark files, and write a page with the evidence."""
@@ -132,7 +138,7 @@ def demo(
     seed: SeedOption = 0,
     backend: BackendOption = None,
 ) -> None:
-    """Do it all: train, export, quantize, verify, benchmark, report.
+    """Run all steps: train, export, quantize, verify, benchmark, report.
 
     Without options it trains two small models on 1,297 real handwritten digits, in some minutes on two cores.
     """

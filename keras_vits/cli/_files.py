@@ -45,9 +45,11 @@ def export(
     head: Annotated[Head | None, typer.Option(help="What the file returns.", show_default="logits")] = None,
     precision: Annotated[
         Precision | None,
-        typer.Option(help="Of a Core ML (default: float16) or ONNX file (default: float32).", show_default=False),
+        typer.Option(
+            help="Precision of a Core ML (default: float16) or ONNX file (default: float32).", show_default=False
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images in one run of the file.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size of the file, which is static.")] = 1,
     backend: BackendOption = None,
 ) -> None:
     """Write a model as a file for a phone."""
@@ -71,15 +73,17 @@ def export(
     "`keras-vits quantize out/vit_float16.mlpackage int8`"
 )
 def quantize(
-    file: Annotated[pathlib.Path, typer.Argument(help="A float .tflite or .mlpackage that keras-vits export wrote.")],
+    file: Annotated[
+        pathlib.Path, typer.Argument(help="A float .tflite, .mlpackage or .onnx file that keras-vits export wrote.")
+    ],
     recipe: Annotated[str, typer.Argument(help=recipes_by_target())],
     calibration: Annotated[
         str | None,
-        typer.Option(help="For recipes that find ranges: a folder of images, or 'digits'.", show_default=False),
+        typer.Option(help="Images for calibration: a folder, or 'digits'.", show_default=False),
     ] = None,
     backend: BackendOption = None,
 ) -> None:
-    """Make a file smaller and faster."""
+    """Quantize a file: smaller, and faster by most recipes."""
     from keras_vits.edge import artifact
     from keras_vits.edge.targets._protocol import target
 
@@ -98,9 +102,14 @@ def bundle(
     out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="Folder to write to.")] = pathlib.Path("out/bundle"),
     pictures: Annotated[
         pathlib.Path | None,
-        typer.Option(help="A folder: ten of them are for the self-test. Default: generated.", show_default=False),
+        typer.Option(
+            help="A folder of pictures, ten of which go into the self-test. Default: generated ones.",
+            show_default=False,
+        ),
     ] = None,
-    license: Annotated[str | None, typer.Option(help="Of the weights.", show_default=False)] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Licence of the weights, for the description.", show_default=False)
+    ] = None,
     backend: BackendOption = None,
 ) -> None:
     """Write what an app needs: the model, its description, a self-test and the code that runs it."""
@@ -109,7 +118,7 @@ def bundle(
 
     made = bundle(artifact.load(file), out, str(platform), images=pictures, license=license)
     console.print(f"{made.source}")
-    console.print(f"{made.model}  {made.pictures} pictures to test itself")
+    console.print(f"{made.model}  {made.pictures} pictures for the self-test")
 
 
 def _open(name: str, weights: str | None = None) -> Any:

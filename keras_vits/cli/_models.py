@@ -67,7 +67,10 @@ def train(
     ] = None,
     image_size: SizeOption = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A hyper-parameter of the family, as depth=4.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--set", help="A hyper-parameter of the family, such as depth=4; may be repeated.", show_default=False
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = 30,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in a step.")] = 32,
@@ -82,8 +85,8 @@ def train(
 ) -> None:
     """Train a model on pictures; writes a .keras file.
 
-    Pictures are turned, shifted and scaled a little in training. A fifth of every class is held out and tells the
-    accuracy.
+    Pictures are turned, shifted and scaled a little in training. A fifth of every class is held out to
+    measure the accuracy.
     """
     import keras_vits
     from keras_vits.edge import keras_file
@@ -125,7 +128,7 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many labels to print.")] = 5,
     backend: BackendOption = None,
 ) -> None:
-    """Tell what is on a picture, with probabilities."""
+    """Classify pictures: the most likely labels, with probabilities."""
     for path, found in zip(images, _predicted(model, images, top), strict=True):
         shown = table(str(path), "Probability")
         for one in found:
@@ -139,7 +142,7 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"--set takes name=value, as depth=4; received {pair!r}.")
+            raise ValueError(f"--set takes name=value, such as depth=4; received {pair!r}.")
         try:
             value = json.loads(value)
         except json.JSONDecodeError:

@@ -28,10 +28,10 @@ class Job:
 
     Attributes:
         variant: one of `keras_vits.list_models()`.
-        name: of its files; the variant's by default.
+        name: name of its files; the variant's by default.
         hyperparameters: what differs from the variant.
         epochs: passes over the training pictures.
-        learning_rate: AdamW's highest.
+        learning_rate: peak learning rate of AdamW.
     """
 
     variant: str

@@ -132,7 +132,7 @@ class Batches(keras.utils.PyDataset):
         batch_size: B; the last batch of an epoch may be smaller.
         augmentation: an `Augmentation`, or `None`.
         shuffle: whether every epoch has its own random order.
-        seed: of order and augmentation.
+        seed: seed of the order and of the augmentation.
         epoch: number of the first epoch, from 0.
     """
 
@@ -191,8 +191,8 @@ def digits(preprocessing):
     """The 1,797 handwritten digits that scikit-learn brings along, enlarged from 8 x 8 to the model's size.
 
     The last 500 are held out and the first 1,297 train. The set lists one writer after another, so most of the held-out
-    digits come from people whose hand the model has never seen: harder than a random split, and closer to an app's
-    life. The whole picture is used (`crop` is 1), since the digits reach to its edges.
+    digits come from people whose hand the model has never seen: harder than a random split, and closer to
+    what an app meets. The whole picture is used (`crop` is 1), since the digits reach to its edges.
 
     Args:
         preprocessing: the model's `Preprocessing`.
@@ -207,7 +207,7 @@ def digits(preprocessing):
         import PIL  # noqa: F401  preprocessing.pixels needs it
         from sklearn.datasets import load_digits
     except ImportError as e:
-        raise ImportError(f'The digits need {e.name}: pip install -e ".[train]"') from None
+        raise ImportError(f'The digits need {e.name}. From a checkout: pip install -e ".[train]"') from None
     bunch = load_digits()
     preprocessing = dataclasses.replace(preprocessing, crop=1.0)
     small = np.rint(bunch.images * (255 / 16)).astype("uint8")

@@ -16,7 +16,7 @@ from keras_vits.training.groups import adamw, parameter_groups
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What a training came to.
+    """The result of a training.
 
     Attributes:
         epochs: how many the model has seen, earlier runs included.
@@ -57,17 +57,18 @@ def fit(
         validation: the held-out `Pictures`.
         epochs: passes over `train`, counted from the very first run.
         batch_size: pictures in a step.
-        learning_rate: AdamW's highest, after the warm-up; it then falls to 0 along a cosine.
+        learning_rate: peak learning rate of AdamW, reached after the warm-up; it then falls to 0 along a cosine.
         warmup: fraction of all steps in which the learning rate grows from 0.
-        weight_decay: AdamW's, on kernels only.
-        layer_decay: what a layer's learning rate is of the next one's, see `parameter_groups`; about 0.75 to fine-tune.
+        weight_decay: weight decay of AdamW, on kernels only.
+        layer_decay: ratio of a layer's learning rate to the next layer's, see `parameter_groups`; about 0.75 for
+            fine-tuning.
         label_smoothing: how much of a label's probability is spread over all classes.
         augmentation: an `Augmentation`; the light default of that class when `None`.
         checkpoint: a `.keras` file that holds model and optimizer after each epoch, or `None`. It is written whole or
             not at all, so an interrupt (Ctrl-C) leaves the last finished epoch's.
         resume: whether to continue from `checkpoint`, with the same pictures and batch size. If that has seen all
             epochs already, the model is only evaluated.
-        seed: of the order of the pictures and of the augmentation.
+        seed: seed of the order of the pictures and of the augmentation.
         callbacks: further Keras callbacks.
 
     Returns:
@@ -133,7 +134,7 @@ class Say(keras.callbacks.Callback):
 
 
 def _schedule(steps, warmup):
-    """Highest learning rate -> schedule: a linear warm-up, then a cosine down to 0."""
+    """Peak learning rate -> schedule: a linear warm-up, then a cosine down to 0."""
     warm = round(warmup * steps)
     return lambda peak: keras.optimizers.schedules.CosineDecay(0.0, steps - warm, warmup_target=peak, warmup_steps=warm)
 
@@ -196,7 +197,7 @@ def _bar(model, steps):
 
 
 class _AfterEpoch(keras.callbacks.Callback):
-    """Moves the bar at each step; after each epoch, stops at a loss that is no number and saves model and optimizer."""
+    """Moves the bar at each step; after each epoch, stops at a loss that is not finite, saves model and optimizer."""
 
     def __init__(self, checkpoint, bar):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which variables share a learning rate and a weight decay, and the optimizer that obeys."""
+"""Which variables share a learning rate and a weight decay, and an optimizer that applies them."""
 
 import dataclasses
 import re
@@ -12,12 +12,12 @@ UNDECAYED = ("table", "class_token", "distill_token", "registers")  # embeddings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
-    """Variables that train alike.
+    """Variables with the same learning rate and weight decay.
 
     Attributes:
         paths: of the variables, such as `"block_0/attention/qkv/kernel"`.
-        lr_scale: what their learning rate is multiplied by.
-        weight_decay: fraction of them that a step at learning rate 1 takes away.
+        lr_scale: factor of their learning rate.
+        weight_decay: fraction by which a step at learning rate 1 shrinks them.
     """
 
     paths: tuple[str, ...]
@@ -37,7 +37,7 @@ def parameter_groups(
     Args:
         model: a `VisionModel`; its frozen variables are in no group.
         layer_decay: ratio of a layer's learning rate to the next layer's, in (0, 1]; 1 gives all the same.
-        weight_decay: of the variables that decay, a non-negative number.
+        weight_decay: weight decay of the variables that have one, a non-negative number.
 
     Returns:
         List of `ParameterGroup`, at most two for each depth, from the stem to the head.
@@ -50,7 +50,7 @@ def parameter_groups(
     if weight_decay < 0:
         raise ValueError(f"weight_decay must not be negative; received {weight_decay}.")
     if not model.trainable_variables:
-        raise ValueError(f"{model.name} has nothing that trains: call model.unfreeze() or freeze less.")
+        raise ValueError(f"{model.name} has no trainable variables: call model.unfreeze() or freeze less.")
     depth, depths = 0, {}
     for layer in model.layers:
         if names.BLOCK.fullmatch(layer.name) or layer.name == names.POOL:
@@ -73,8 +73,8 @@ def adamw(groups, learning_rate, *, schedule=None, **options):
 
     Args:
         groups: what `parameter_groups` returned for the model to be trained.
-        learning_rate: of a group whose `lr_scale` is 1.
-        schedule: a function from a group's highest learning rate to a Keras learning-rate schedule; constant rates
+        learning_rate: peak learning rate of a group whose `lr_scale` is 1.
+        schedule: a function from a group's peak learning rate to a Keras learning-rate schedule; constant rates
             when `None`.
         **options: further arguments of `keras.optimizers.AdamW`, e.g. `clipnorm`.
 
