@@ -177,9 +177,9 @@ def measure(runners, *, modes=MODES, seconds):
 def count_macs(model, image_size):
     """Multiply-adds of one image."""
     import keras_vits
-    from keras_vits.checkpoints import assign as weights
+    from keras_vits._util import keras_private
 
-    with weights.values_later():
+    with keras_private.values_later():
         return keras_vits.count_macs(keras_vits.create(model, image_size=image_size))
 
 

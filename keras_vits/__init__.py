@@ -8,10 +8,10 @@ from keras_vits.version import __version__
 _HOMES = {  # public name -> the module that it comes from
     "VisionModel": "models._base",
     "count_macs": "graph.macs",
-    "create": "models._registry",
-    "list_models": "models._registry",
+    "create": "creation",
+    "list_models": "creation",
     "load": "saving",
-    "load_weights": "checkpoints.assign",
+    "load_weights": "checkpoints.loading",
     "predict": "prediction",
 }
 _MODULES = ("checkpoints", "edge", "hub", "layers", "models", "preprocess", "training")

@@ -7,11 +7,11 @@ from keras_vits import layers as layers
 from keras_vits import models as models
 from keras_vits import preprocess as preprocess
 from keras_vits import training as training
-from keras_vits.checkpoints.assign import load_weights as load_weights
+from keras_vits.checkpoints.loading import load_weights as load_weights
+from keras_vits.creation import create as create
+from keras_vits.creation import list_models as list_models
 from keras_vits.graph.macs import count_macs as count_macs
 from keras_vits.models._base import VisionModel as VisionModel
-from keras_vits.models._registry import create as create
-from keras_vits.models._registry import list_models as list_models
 from keras_vits.prediction import predict as predict
 from keras_vits.saving import load as load
 from keras_vits.version import __version__ as __version__

@@ -13,6 +13,8 @@ import pathlib
 import keras
 import numpy as np
 
+from keras_vits._util import keras_private
+from keras_vits._util.resampling import cubic
 from keras_vits.checkpoints import assign as weights
 from keras_vits.layers import _names as names
 from keras_vits.models import _registry as registry
@@ -225,7 +227,7 @@ def resampling(old, new, target, interpolation):
 
 FILTERS = {  # of the distance, in pixels of the smaller picture
     "bilinear": lambda x: np.maximum(1 - x, 0),
-    "bicubic": weights.cubic,
+    "bicubic": cubic,
     "lanczos": lambda x: np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0),
 }
 
@@ -341,12 +343,12 @@ def model(source, **overrides):
 
     cls, _ = registry.lookup("vit_tiny_patch16_224")
     format, hyperparameters = _translate(inner, task)
-    with weights.values_later():
+    with keras_private.values_later():
         ours = cls(**{**settings, **hyperparameters, **overrides})
     skip = () if ours.cfg.num_classes == classes else (names.HEAD,)
     prefix = f"{inner.name}_" if isinstance(inner, keras_hub.models.DINOV2Backbone) else ""
     weights.assign(ours, _tensors(source, prefix), source.name, format, skip, hyperparameters["image_size"])
-    weights.initialize(ours)
+    keras_private.initialize(ours)
     return ours
 
 

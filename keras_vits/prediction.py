@@ -1,8 +1,12 @@
 """What is on a picture: labels with probabilities."""
 
 import dataclasses
+from typing import Any
 
+import keras
 import numpy as np
+
+from keras_vits.specs import OutputSpec
 
 BATCH = 32  # pictures that are computed at once
 
@@ -22,7 +26,7 @@ class Prediction:
     index: int
 
 
-def predict(model, image, top_k=5):
+def predict(model: keras.Model, image: Any, top_k: int = 5) -> list[Any]:
     """Tells what is on pictures.
 
     Args:
@@ -48,7 +52,7 @@ def predict(model, image, top_k=5):
     return found if isinstance(image, (list, tuple)) else found[0]
 
 
-def best(scores, spec, top_k):
+def best(scores: np.ndarray, spec: OutputSpec, top_k: int) -> list[Prediction]:
     """The most probable classes.
 
     Args:

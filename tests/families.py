@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 import keras_vits
-from keras_vits.checkpoints import assign as weights
+from keras_vits._util import keras_private
 from keras_vits.models import _registry as registry
 
 
@@ -49,7 +49,7 @@ class Family:
 
     def create(self, **overrides):
         """The tiny model, with random weights and statistics of unequal size."""
-        with weights.values_later():
+        with keras_private.values_later():
             model = keras_vits.create(self.variant, **{**self.tiny, **overrides})
         return randomize(model)
 
@@ -316,8 +316,8 @@ def randomize(model, seed=0):
             value = random.normal(0, (1.3 if len(shape) == 4 else 1) / np.sqrt(inputs), shape)
         else:
             value = random.normal(0, 0.2, shape)
-        weights.set_value(variable, value.astype("float32"))
-    weights.initialize(model)
+        keras_private.set_value(variable, value.astype("float32"))
+    keras_private.initialize(model)
     return model
 
 

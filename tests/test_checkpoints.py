@@ -43,7 +43,7 @@ def test_table():
     table = checkpoints.table()
     assert len({(c.variant, c.tag) for c in table}) == len(table) > 80
     for c in table:
-        assert c.variant in known and checkpoints.catalogue.HUB_ID.fullmatch(c.hub_id)
+        assert c.variant in known and checkpoints.files.HUB_ID.fullmatch(c.hub_id)
         assert c in checkpoints.published(c.variant)
         assert c.top1 is None or (60 < c.top1 < 90 and c.num_classes == 1000)
     assert {c.license for c in table} >= {"Apache-2.0", "CC-BY-NC-4.0", "cvnets-license", "MIT", None}
@@ -135,7 +135,7 @@ def test_a_restricting_license_is_named_once(folder, monkeypatch, published, lic
 def test_the_table_knows_the_license_of_a_hub_id(folder, monkeypatch):
     monkeypatch.setattr(checkpoints.catalogue, "_named", set())
     path = folder(5)
-    monkeypatch.setattr(checkpoints.catalogue, "download", lambda hub_id: path)
+    monkeypatch.setattr(checkpoints.files, "download", lambda hub_id: path)
     with pytest.warns(checkpoints.LicenseWarning, match=r"timm/vit_base_patch16_224\.mae .* CC-BY-NC-4\.0"):
         create("timm/vit_base_patch16_224.mae")
 

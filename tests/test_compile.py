@@ -239,6 +239,6 @@ def test_the_readmes_chain_learns_digits():
     model = keras_vits.create("vit_tiny_patch16_224", **shape)
     digits = data.load("digits", model.preprocessing)
     model.compile("adamw")
-    model.fit(digits.train.images(), digits.train.labels, batch_size=32, epochs=20, verbose=0)
+    model.fit(digits.train.images(), digits.train.labels, batch_size=64, epochs=20, verbose=0)
     held_out = digits.validation
     assert model.evaluate(held_out.images(), held_out.labels, verbose=0, return_dict=True)["accuracy"] >= 0.85

@@ -19,7 +19,7 @@ from families import predict
 
 import keras_vits
 from keras_vits import models
-from keras_vits.checkpoints import assign as weights
+from keras_vits._util import keras_private
 from keras_vits.models import _registry as registry
 
 PACKAGE = pathlib.Path(keras_vits.__file__).parent
@@ -66,7 +66,7 @@ def test_every_variant_has_a_row():
 def variant(request):
     """A row of the table and its model, which has no values."""
     row = VARIANTS[request.param]
-    with weights.values_later():
+    with keras_private.values_later():
         return row, keras_vits.create(row["name"], num_classes=int(row["num_classes"]))
 
 

@@ -12,6 +12,7 @@ from keras import ops
 
 import keras_vits
 from keras_vits import edge
+from keras_vits._util import keras_private
 from keras_vits.checkpoints import assign as weights
 from keras_vits.training import adamw, fit, parameter_groups
 
@@ -103,7 +104,7 @@ def test_maps_have_no_tokens_before_the_patches():
 @pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050"])
 def test_the_pyramid_is_timms(timm, name):
     theirs = timm.create_model(name, features_only=True).feature_info
-    with weights.values_later():
+    with keras_private.values_later():
         pyramid = {f.stride: f for f in keras_vits.create(name).feature_info}
     assert list(pyramid) == theirs.reduction()
     assert [f.channels for f in pyramid.values()][:-1] == theirs.channels()[:-1]  # timm's last is after final_conv

@@ -15,8 +15,7 @@ from safetensors.numpy import save_file
 from test_weights import exported
 
 import keras_vits
-from keras_vits import checkpoints, edge
-from keras_vits.models import _registry as registry
+from keras_vits import checkpoints, creation, edge
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -63,7 +62,7 @@ def run(tmp_path, monkeypatch):
     """Runs the blocks of a page in a folder with pictures; returns the names that they left."""
     photos(tmp_path / "photos")
     (tmp_path / "photos" / "bee" / "0.png").rename(tmp_path / "photo.jpg")
-    real = registry.create
+    real = creation.create
 
     def create(name, weights=None, **given):
         sizes = {k: v for k, v in SMALL.get(name, {}).items() if k != "num_classes"}
@@ -74,7 +73,7 @@ def run(tmp_path, monkeypatch):
         return folder if folder.is_dir() else checkpoint(folder, hub_id.split("/")[1].split(".")[0], real)
 
     monkeypatch.setattr(keras_vits, "create", create, raising=False)
-    monkeypatch.setattr(checkpoints.catalogue, "download", download)
+    monkeypatch.setattr(checkpoints.files, "download", download)
     monkeypatch.chdir(tmp_path)
 
     def execute(page):

@@ -14,7 +14,7 @@ from families import predict
 
 import keras_vits
 from keras_vits import checkpoints, edge, layers
-from keras_vits.checkpoints.assign import set_value, values_later
+from keras_vits._util.keras_private import set_value, values_later
 from keras_vits.models import _registry as registry
 
 VIT = families.FAMILIES[0]
@@ -196,7 +196,7 @@ def test_the_name_is_free_and_the_default_checkpoint_is_named(monkeypatch):
         asked.append(hub_id)
         raise ValueError("no network")
 
-    monkeypatch.setattr(checkpoints.catalogue, "download", download)
+    monkeypatch.setattr(checkpoints.files, "download", download)
     for given in (dict(weights=True), dict(pretrained=True)):
         with pytest.raises(ValueError, match="no network"):
             keras_vits.create("efficientvit_b1", **given)

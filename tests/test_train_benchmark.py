@@ -16,9 +16,9 @@ pytestmark = pytest.mark.once
 
 def test_models_take_the_image_sizes_they_are_measured_at():
     import keras_vits
-    from keras_vits.checkpoints import assign as weights
+    from keras_vits._util import keras_private
 
-    with weights.values_later():
+    with keras_private.values_later():
         for name in set(train.PARTS["tokens"][0]) - {train.ATTENTION}:
             assert all(keras_vits.create(name, image_size=side).cfg.image_size == (side, side) for side in train.SIDES)
 

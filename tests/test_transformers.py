@@ -244,12 +244,12 @@ PROCESSORS = {  # model_type, processor, preprocessor_config.json in its older a
 def test_pictures_are_prepared_as_in_transformers(transformers, name, form):
     """Within a step of 255, where both resample with PIL. transformers cuts the middle out half a pixel lower or
     further right where the rest is odd; the picture's size avoids that."""
-    from keras_vits.checkpoints.assign import _preprocessing
+    from keras_vits.checkpoints.sources import processor_fields
 
     model_type, processor, older, newer, expected = PROCESSORS[name]
     config = older if form == "older" else newer
     preprocessing = Preprocessing(
-        image_size=(256, 256) if model_type == "mobilevit" else (224, 224), **_preprocessing(config, model_type, name)
+        image_size=(256, 256) if model_type == "mobilevit" else (224, 224), **processor_fields(config, model_type, name)
     )
     assert expected.items() <= vars(preprocessing).items()
     picture = CHINA[:400, :600]

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import keras_vits
 from keras_vits import checkpoints
+from keras_vits._util import keras_private
 from keras_vits.checkpoints import assign as weights
 from keras_vits.models import _registry as registry
 
@@ -92,7 +93,7 @@ def test_file_and_hub_id(published, monkeypatch):
     assert same(arrays(model), arrays(original))
     assert model.class_names is None
     asked = []
-    monkeypatch.setattr(checkpoints.catalogue, "download", lambda hub_id: asked.append(hub_id) or folder)
+    monkeypatch.setattr(checkpoints.files, "download", lambda hub_id: asked.append(hub_id) or folder)
     assert same(arrays(create("somebody/vit.mine_in1k")), arrays(original))
     assert asked == ["somebody/vit.mine_in1k"]
 
@@ -302,7 +303,7 @@ def test_no_row_of_a_table_is_dead():
     for cls, variant, small in variants:
         if dead.isdisjoint(rows(cls)):
             continue
-        with weights.values_later():
+        with keras_private.values_later():
             model = keras_vits.create(variant, **small)
         for format, table in cls.names.items():
             for variable in model.weights:
@@ -312,12 +313,88 @@ def test_no_row_of_a_table_is_dead():
     assert not dead
 
 
+MODEL_ARGS = [  # of timm -> fields of our Config
+    (dict(global_pool="avg"), dict(pool="mean", norm="pooled")),
+    (dict(global_pool="avg", fc_norm=False), dict(pool="mean", norm="tokens")),
+    (dict(act_layer="silu"), dict(activation="silu")),
+    (dict(act_layer="gelu_tanh", drop_path_rate=0.1), dict(activation="gelu_tanh")),
+    (dict(num_heads=3), dict(heads=3)),
+]
+
+
+def shrunk(timm, args):
+    return timm.create_model(
+        FAMILY.variant,
+        img_size=32,
+        patch_size=8,
+        embed_dim=24,
+        depth=2,
+        mlp_ratio=2,
+        num_classes=5,
+        **{"num_heads": 2, **args},
+    ).eval()
+
+
+def timm_folder(timm, folder, args):
+    """A folder as timm writes it, of a model whose arguments are written in its configuration; and that model."""
+    import torch
+
+    torch.manual_seed(0)
+    model = shrunk(timm, args)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_file({name: value.numpy() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    given = dict(patch_size=8, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2) | args
+    config = {
+        "architecture": FAMILY.variant,
+        "num_classes": 5,
+        "global_pool": model.global_pool,
+        "model_args": given,
+        "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0, 0, 0], "std": [1, 1, 1]},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return model
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("args", "fields"), MODEL_ARGS, ids=lambda v: "-".join(v))
+def test_what_no_shape_tells_is_read_from_timms_model_args(timm, tmp_path, args, fields):
+    import torch
+
+    theirs = timm_folder(timm, tmp_path, args)
+    model = keras_vits.create(FAMILY.variant, weights=tmp_path)
+    assert fields.items() <= vars(model.cfg).items()
+    images = families.images(model)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    found = families.predict(model, images)
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.once
+def test_model_args_that_nobody_knows_are_refused(published, tmp_path):
+    folder, _ = published
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    for change, words in [
+        (dict(model_args=dict(swirl=2)), "model_args that ViT does not know: swirl"),
+        (dict(model_args=dict(norm_layer="rmsnorm")), "does not know: norm_layer"),
+        (dict(model_args=dict(global_pool="map")), "global_pool 'map'; ViT has token and avg only"),
+        (dict(architecture=7), r"config\.json has another type in architecture: expected `str \| null`, got `int`"),
+        (dict(pretrained_cfg=dict(crop_pct="much")), r"config\.json has another type in pretrained_cfg\.crop_pct"),
+        (dict(pretrained_cfg=dict(input_size=[3, "32", 32])), r"another type in pretrained_cfg\.input_size"),
+    ]:
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=words):
+            create(tmp_path)
+
+
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch is the backend")
 def test_no_torch_is_needed_for_safetensors(published):
     code = f"""
 import pathlib, sys
-from keras_vits.checkpoints import assign as weights
-tensors = weights._read(pathlib.Path({str(published[0] / "model.safetensors")!r}))
+from keras_vits.checkpoints import files
+tensors = files.read(pathlib.Path({str(published[0] / "model.safetensors")!r}))
 assert tensors["cls_token"].shape == (1, 1, 24)
 assert "torch" not in sys.modules
 """

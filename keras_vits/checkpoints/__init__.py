@@ -4,12 +4,12 @@ from keras_vits.checkpoints.catalogue import (
     Checkpoint,
     LicenseWarning,
     class_names,
-    download,
     imagenet_classes,
     name_license,
     published,
     table,
 )
+from keras_vits.checkpoints.files import download
 
 __all__ = [
     "Checkpoint",

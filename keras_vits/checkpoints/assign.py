@@ -14,18 +14,12 @@ The row `None: (name, ...)` lists layers of the source that are knowingly ignore
 file may put before its names.
 """
 
-import dataclasses
-import json
 import math
-import pathlib
 import re
 
 import numpy as np
 
-from keras_vits._util.keras_private import initialize, set_value, values_later
-from keras_vits.checkpoints import catalogue as checkpoints
-from keras_vits.models import _registry as registry
-from keras_vits.preprocess import INTERPOLATIONS
+from keras_vits._util.keras_private import set_value
 
 LEAVES = {  # of Keras -> of PyTorch; a name that is not here is the same in both
     "kernel": "weight",
@@ -34,90 +28,6 @@ LEAVES = {  # of Keras -> of PyTorch; a name that is not here is the same in bot
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
-FIELDS = {
-    "mean": "mean",
-    "std": "std",
-    "interpolation": "interpolation",
-    "crop": "crop_pct",
-    "crop_mode": "crop_mode",
-}  # of Preprocessing <- of timm
-SETTINGS = {  # of a Config <- of transformers, what no tensor's shape tells
-    "heads": "num_attention_heads",
-    "epsilon": "layer_norm_eps",
-    "activation": "hidden_act",
-    "qkv_bias": "qkv_bias",
-    "stride": "output_stride",
-}
-FIXED = {"epsilon": 1e-5, "activation": "silu", "stride": 32}  # of the families that have no such setting
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}  # of transformers -> ours
-
-
-def load_weights(model, source, *, format="timm", skip=(), allow_pickle=False):
-    """Gives a model published weights. Either every weight is set, or the model stays as it is.
-
-    Args:
-        model: a `VisionModel`.
-        source: a Hugging Face hub id (`"timm/mobilevit_xs.cvnets_in1k"`), a local folder with `config.json` and
-            `model.safetensors`, or a file.
-        format: whose names the file uses, a key of the family's `names`. What no tensor's shape tells is the model's:
-            those of transformers have a LayerNorm `epsilon` of 1e-12 (DINOv2's 1e-6), which `create` reads from there.
-        skip: names of our layers that keep their weights, e.g. `("head",)`.
-        allow_pickle: whether a `.pt` or `.pth` file may be read, by PyTorch with `weights_only=True`.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: the file cannot be read, or does not fit: every tensor that is missing, left over or of another
-            shape is named.
-    """
-    file, config = _locate(source)
-    assign(model, _read(file, allow_pickle), source, format, skip, _image_size(config))
-    checkpoints.name_license(source, config)
-    return model
-
-
-def create_from_checkpoint(name, weights, overrides):
-    """A model with the weights, classes, image size and preprocessing of a checkpoint; see `keras_vits.create`."""
-    cls, hyperparameters = registry.lookup(name)
-    file, config = _locate(weights)
-    format = "transformers" if "model_type" in config and "architecture" not in config else "timm"
-    table, tensors = _resolved(_table(cls.names, format, name), _read(file))
-    published = config.get("pretrained_cfg", {})
-    stem, head = (_find(tensors, table, layer, rank) for layer, rank in (("stem", 4), ("head", 2)))
-    classes = len(tensors[head]) if head else 0
-
-    settings = {**hyperparameters, "num_classes": classes}
-    if stem:
-        settings["in_channels"] = tensors[stem].shape[1]
-    if size := _image_size(config):
-        settings["image_size"] = size
-    fields = {ours: published[theirs] for ours, theirs in FIELDS.items() if published.get(theirs) is not None}
-    if format == "transformers":
-        settings |= _settings(cls, config, weights)
-        processor = file.with_name("preprocessor_config.json")
-        if processor.is_file() and "preprocessing" not in overrides:
-            fields = _preprocessing(_json(processor), config["model_type"], processor)
-    settings.update(overrides)
-    settings.setdefault("preprocessing", {**cls.preprocessing_defaults, **fields})
-    if settings["num_classes"] == classes:
-        names = _class_names({**published, **config}, classes) or checkpoints.class_names(config)
-        settings.setdefault("class_names", names)
-    try:
-        with values_later():
-            model = cls(**{"name": name, **settings})
-        if stem:
-            tensors[stem] = adapt_channels(tensors[stem], model.cfg.in_channels)
-        skip = () if model.cfg.num_classes == classes else ("head",)
-        assign(model, tensors, weights, format, skip, _image_size(config))
-    except ValueError as e:
-        architecture = config.get("architecture", name)
-        if architecture != name:
-            raise ValueError(f"{weights} holds weights of {architecture!r}, not of {name!r}. {e}") from None
-        raise
-    initialize(model)
-    checkpoints.name_license(weights, config)
-    return model
 
 
 def adapt_channels(kernel, channels):
@@ -133,188 +43,14 @@ def adapt_channels(kernel, channels):
     return np.tile(kernel, (1, math.ceil(channels / given), 1, 1))[:, :channels].astype("float32") * (given / channels)
 
 
-def cubic(distance):
-    """Keys' cubic convolution of distances >= 0, a = -0.5."""
-    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
-    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
-    return np.where(distance < 1, near, np.where(distance < 2, far, 0))
-
-
-def resample_grid(table, old, new):
-    """A table of vectors (old[0] * old[1], D) on a grid of another size (new[0] * new[1], D): antialiased bicubic."""
-
-    def matrix(n, m):
-        scale = n / m
-        weights = cubic(np.abs((np.arange(n) + 0.5 - (np.arange(m)[:, None] + 0.5) * scale) / max(scale, 1)))
-        return weights / weights.sum(1, keepdims=True)
-
-    grid = np.asarray(table, "float64").reshape(*old, -1)
-    grid = np.einsum("yh,hwd,xw->yxd", matrix(old[0], new[0]), grid, matrix(old[1], new[1]), optimize=True)
-    return grid.reshape(new[0] * new[1], -1).astype("float32")
-
-
-def resample_positions(table, grid, prefix=0, old=None):
-    """A position table (1, prefix + N, D) for another grid (height, width); the first `prefix` vectors stay.
-
-    `old` is the grid that the table was made for. Where that is unknown or of another length, a table of the right
-    length is taken as it is, as in timm, any other as a square, and one that is no square will not fit.
-    """
-    count = table.shape[1] - prefix
-    if old is None or math.prod(old) != count:
-        old = grid if math.prod(grid) == count else (math.isqrt(count),) * 2
-    if tuple(old) == tuple(grid) or math.prod(old) != count:
-        return table
-    resampled = resample_grid(table[0, prefix:], old, grid)
-    return np.concatenate([table[:, :prefix].astype("float32"), resampled[None]], axis=1)
-
-
-# ---------------------------------------------------------------- files
-
-
-def _locate(source):
-    """The file of tensors that a source means, and the configuration beside it ({} for a file given by itself)."""
-    path = pathlib.Path(source)
-    if path.is_file():
-        return path, {}
-    if not path.is_dir():
-        if not checkpoints.HUB_ID.fullmatch(str(source)):
-            raise ValueError(
-                f"No such file or folder: {source}. Give a hub id such as 'timm/mobilevit_xs.cvnets_in1k', a folder "
-                "with config.json and model.safetensors, or a .safetensors file."
-            )
-        path = checkpoints.download(str(source))
-    for name in ("config.json", "model.safetensors"):
-        if not (path / name).is_file():
-            raise ValueError(f"{path} has no {name}: a checkpoint's folder holds config.json and model.safetensors.")
-    return path / "model.safetensors", _json(path / "config.json")
-
-
-def _json(path):
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as e:
-        raise ValueError(f"{path} is not a JSON object ({e}).") from None
-
-
-def _read(file, allow_pickle=False):
-    """Name -> array, for every tensor in a file."""
-    if file.suffix != ".safetensors":
-        return _read_pickle(file, allow_pickle)
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise ImportError('Reading .safetensors files needs: pip install "keras-vits[hub]"') from None
-    import ml_dtypes  # noqa: F401, a dependency of Keras that teaches numpy bfloat16
-
-    try:
-        with safe_open(file, "np") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}
-    except SafetensorError as e:
-        raise ValueError(f"{file} is truncated or not a safetensors file ({e}): download it again.") from None
-
-
-def _read_pickle(file, allow_pickle):
-    if not allow_pickle:
-        raise ValueError(
-            f"{file} is not a .safetensors file. A pickled .pt or .pth file is read only by "
-            "load_weights(model, file, allow_pickle=True)."
-        )
-    try:
-        import torch
-    except ImportError:
-        raise ImportError('Reading pickled checkpoints needs PyTorch: pip install "keras-vits[torch]"') from None
-    import pickle
-
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as e:
-        raise ValueError(f"{file} is truncated, or holds more than tensors ({str(e).splitlines()[0]}).") from None
-    for wrapper in ("state_dict", "model"):
-        if isinstance(tensors, dict) and isinstance(tensors.get(wrapper), dict):
-            tensors = tensors[wrapper]
-    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-        raise ValueError(f"{file} does not hold a dictionary of tensors.")
-    return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in tensors.items()}
-
-
-def _image_size(config):
-    """(height, width) in pixels that a checkpoint was made for, or `None`."""
-    if size := config.get("pretrained_cfg", {}).get("input_size"):
-        return tuple(size[1:])
-    size = config.get("image_size")  # transformers
-    return (size, size) if isinstance(size, int) else size and tuple(size)
-
-
-def _class_names(config, classes):
-    """K names, or `None` if the configuration does not name every class."""
-    names = config.get("label_names") or config.get("id2label") or ()
-    if isinstance(names, dict):
-        names = [names.get(str(i)) for i in range(classes)]
-    invented = names and names[0] == "LABEL_0"  # by transformers, where nobody named them
-    return names if len(names) == classes and all(names) and not invented else None
-
-
-def _settings(cls, config, source):
-    """Fields of a family's Config, from the config.json of transformers."""
-    given = {ours: config[theirs] for ours, theirs in SETTINGS.items() if theirs in config}
-    if config.get("use_swiglu_ffn"):
-        given["activation"] = "silu"  # whatever hidden_act says
-    elif "activation" in given:
-        given["activation"] = ACTIVATIONS.get(given["activation"], given["activation"])
-    fields = {field.name for field in dataclasses.fields(cls.Config)}
-    for name, fixed in FIXED.items():
-        if name not in fields and given.get(name, fixed) != fixed:
-            raise ValueError(
-                f"{source} has {SETTINGS[name]} {given[name]!r}; {cls.__name__} computes with {fixed!r} only."
-            )
-    return {name: value for name, value in given.items() if name in fields}
-
-
-def _preprocessing(processor, model_type, source):
-    """Fields of `Preprocessing`, from the preprocessor_config.json of transformers."""
-    mobile, stretched = model_type.startswith("mobilevit"), model_type in ("vit", "vit_mae", "vit_msn", "deit")
-    square = lambda size: {"height": size, "width": size} if isinstance(size, int) else size or {}
-    size = processor.get("size")
-    size = {"shortest_edge": size} if isinstance(size, int) and not stretched else square(size)
-    side = size.get("shortest_edge", size.get("height"))
-    cropped = processor.get("do_center_crop", "crop_size" in processor)
-    kept = square(processor.get("crop_size")) if cropped else size
-    resample = processor.get("resample", 2)
-    if not (
-        processor.get("do_resize", True)
-        and processor.get("do_rescale", True)
-        and math.isclose(processor.get("rescale_factor", 1 / 255), 1 / 255)
-        and size.get("width", side) == side
-        and kept.get("height") == kept.get("width")
-        and 0 < kept.get("height", 0) <= side
-        and resample < len(INTERPOLATIONS)
-    ):
-        raise ValueError(f"{source} asks for steps that Preprocessing does not have: give another by `preprocessing=`.")
-    crop = kept["height"] / side
-    if math.floor(kept["height"] / crop) < side:  # so much for floating point
-        crop = math.nextafter(crop, 0)
-    normalized = processor.get("do_normalize", not mobile)
-    return dict(
-        mean=processor["image_mean"] if normalized else (0.0, 0.0, 0.0),
-        std=processor["image_std"] if normalized else (1.0, 1.0, 1.0),
-        interpolation=("nearest", "lanczos", "bilinear", "bicubic")[resample],  # PIL's numbers
-        crop=crop,
-        crop_mode="center" if "shortest_edge" in size else "squash",
-        channel_order="bgr" if processor.get("do_flip_channel_order", mobile) else "rgb",
-    )
-
-
-# ---------------------------------------------------------------- tensors
-
-
-def _table(names, format, model):
+def table_of(names, format, model):
     """The weight table of a format."""
     if format not in names:
         raise ValueError(f"{model} has no weight table for {format!r}; it has: {', '.join(names)}.")
     return names[format]
 
 
-def _resolved(table, tensors):
+def resolved(table, tensors):
     """A table with those names of its lists that a file has, and the file's tensors without what precedes the names."""
     prefixes = tuple(f"{name}." for name in table.get("", ()))
     bare = lambda name: name[len(next((p for p in prefixes if name.startswith(p)), "")) :]
@@ -324,7 +60,7 @@ def _resolved(table, tensors):
     return {**table, **chosen}, tensors
 
 
-def _find(tensors, table, layer, rank):
+def find(tensors, table, layer, rank):
     """Name of the first source tensor of this rank in one of our layers or what is inside it, or `None`."""
     targets = [target for row, target in table.items() if isinstance(target, str) and row and _under(row, layer)]
     found = (name for target in targets for name in tensors if name.startswith(f"{target}."))
@@ -345,7 +81,7 @@ def assign(model, tensors, source, format, skip=(), image_size=None):
     Raises:
         ValueError: every tensor that is missing, left over or of another shape is named.
     """
-    table, tensors = _resolved(_table(model.names, format, model.name), tensors)
+    table, tensors = resolved(table_of(model.names, format, model.name), tensors)
     ignored = [re.compile(r"(.*\.)?num_batches_tracked"), *(_pattern(name, ".") for name in table.get(None, ()))]
     for name in skip:
         ignored += [

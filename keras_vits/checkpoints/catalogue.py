@@ -1,16 +1,13 @@
-"""Which published checkpoint exists for which variant. The one file that touches the network."""
+"""Which published checkpoint exists for which variant."""
 
-import contextlib
 import csv
 import dataclasses
 import functools
 import pathlib
-import re
 import warnings
 
 from keras_vits.preprocess import Preprocessing
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.safetensors)(?<!\.pth)(?<!\.pt)")  # owner/name
 SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "cc-by-nc-4.0": "CC-BY-NC-4.0"}  # the hub's spelling -> SPDX's
 PERMISSIVE = ("Apache-2.0", "MIT")  # of the licences in the table; every other one restricts what the weights are for
 
@@ -43,7 +40,7 @@ class Checkpoint:
 
 
 @functools.cache
-def table():
+def table() -> tuple[Checkpoint, ...]:
     """Every published checkpoint of a registered variant, as a tuple of `Checkpoint`.
 
     They are those of timm on the hub; `tools/generate.py` writes the file from timm's registry.
@@ -68,7 +65,7 @@ def _checkpoint(*, variant, tag, hub_id, license, num_classes, top1, image_size,
     )
 
 
-def published(variant):
+def published(variant: str) -> tuple[Checkpoint, ...]:
     """The checkpoints of a variant.
 
     Args:
@@ -81,7 +78,7 @@ def published(variant):
 
 
 @functools.cache
-def imagenet_classes():
+def imagenet_classes() -> tuple[str, ...]:
     """The 1000 names of ImageNet-1k's classes in the order of the logits: each synset's first WordNet lemma."""
     return tuple(pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
 
@@ -115,39 +112,3 @@ def name_license(source, config):
             LicenseWarning,
             stacklevel=2,
         )
-
-
-def download(hub_id):
-    """Fetches a checkpoint from the Hugging Face hub, once: later calls find it in the hub's local cache.
-
-    Args:
-        hub_id: `"owner/name"`.
-
-    Returns:
-        Path of the local folder, which holds `config.json` and `model.safetensors`, and `preprocessor_config.json` if
-        they are of transformers and have one.
-
-    Raises:
-        ValueError: there is no such repository or file, or no network.
-    """
-    try:
-        from huggingface_hub import errors, hf_hub_download
-    except ImportError:
-        raise ImportError('Downloading weights needs: pip install "keras-vits[hub]"') from None
-    try:
-        files = [pathlib.Path(hf_hub_download(hub_id, name)) for name in ("config.json", "model.safetensors")]
-        if '"model_type"' in files[0].read_text(encoding="utf-8"):  # of transformers
-            with contextlib.suppress(errors.EntryNotFoundError):
-                hf_hub_download(hub_id, "preprocessor_config.json")
-    except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError) as e:
-        missing = (
-            "repository" if isinstance(e, errors.RepositoryNotFoundError) else "config.json or model.safetensors in it"
-        )
-        raise ValueError(f"{hub_id} is not a local folder, and on huggingface.co there is no such {missing}.") from None
-    except (OSError, errors.HfHubHTTPError) as e:
-        reason = str(e).splitlines()[0]
-        raise ValueError(
-            f"{hub_id} could not be downloaded from huggingface.co ({reason}). Without a network, give a local "
-            "folder with config.json and model.safetensors."
-        ) from None
-    return files[0].parent

@@ -18,7 +18,7 @@ from keras_vits._util.keras_private import (
     set_value,
     values_later,
 )
-from keras_vits.checkpoints.assign import resample_positions
+from keras_vits._util.resampling import resample_positions
 from keras_vits.heads import Classifier, Head, PooledFeatures
 from keras_vits.layers import _names as layer_names
 from keras_vits.preprocess import Preprocessing
@@ -73,7 +73,7 @@ class VisionModel(keras.Model):
 
     Config = None
     variants = {}
-    names = {}  # source format -> {our layer name: the source's layer name}; see weights.py
+    names = {}  # source format -> {our layer name: the source's layer name}; see checkpoints/assign.py
     preprocessing_defaults = {}  # fields of Preprocessing that the family's published weights were trained with
 
     @staticmethod
@@ -175,7 +175,7 @@ class VisionModel(keras.Model):
     @property
     def output_specs(self):
         """An `OutputSpec` for each output, as the head says: logits, of one class a binary logit, or features."""
-        shapes = keras.tree.map_shape_structure(lambda shape: (1, *shape[1:]), self.output_shape)
+        shapes = keras.tree.map_structure(lambda output: (1, *output.shape[1:]), self.output)
         return self.head(self.cfg).specs(shapes, tuple(self.class_names or ()))
 
     @classmethod

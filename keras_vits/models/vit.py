@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from keras import initializers, layers, ops
 
-from keras_vits.checkpoints.assign import resample_positions
+from keras_vits._util.resampling import resample_positions
 from keras_vits.heads import Classifier, PooledFeatures
 from keras_vits.layers import PositionEmbedding, TransformerBlock, drop_path_rates
 from keras_vits.models._base import VisionModel

@@ -25,7 +25,9 @@ class ParameterGroup:
     weight_decay: float
 
 
-def parameter_groups(model, *, layer_decay=0.75, weight_decay=0.05):
+def parameter_groups(
+    model: keras.Model, *, layer_decay: float = 0.75, weight_decay: float = 0.05
+) -> list[ParameterGroup]:
     """Groups a model's trainable variables by depth and by whether they decay, as timm does.
 
     The head trains at the full learning rate, the last block (with the norm behind it) at `layer_decay` times that, the
