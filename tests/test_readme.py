@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if "```python" in page.read_text(encoding="utf-8"))
 SMALL = {
+    "vit_tiny_patch16_224": dict(image_size=32, patch_size=8, width=24, depth=2, heads=2, mlp_hidden=48),
     "mobilevit_xs": next(f.tiny for f in families.FAMILIES if f.name == "mobilevit"),
     "deit3_small_patch16_224": dict(image_size=32, patch_size=8, width=24, depth=5, heads=2, mlp_hidden=48),
 }
