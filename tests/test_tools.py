@@ -10,7 +10,7 @@ import publish
 import pytest
 from rendering.tables import table
 
-from keras_vits.edge.evidence.benchmark import DEVICES
+from keras_vits.edge.devices import DEVICES
 from keras_vits.edge.quantize.recipes import RECIPES
 from keras_vits.graph.ops import OPS
 from keras_vits.models import _registry as registry

@@ -57,7 +57,7 @@ def recipes():
 
 def devices():
     """A row for each device that `edge.benchmark` knows."""
-    from keras_vits.edge.evidence.benchmark import DEVICES
+    from keras_vits.edge.devices import DEVICES
     from keras_vits.edge.targets._protocol import target
 
     rows = []
