@@ -193,7 +193,7 @@ def litert_torch(order, folder, path):
 
 
 def ai_edge_quantizer(order, folder, path):
-    """With recipes of ai-edge-quantizer as they come."""
+    """With ai-edge-quantizer's recipes, unchanged."""
     from ai_edge_litert.interpreter import Interpreter
     from ai_edge_quantizer import quantizer, recipe
 

@@ -18,7 +18,7 @@ MARKDOWN, PAGE, README = HERE / "RESULTS.md", HERE / "RESULTS.html", HERE.parent
 SECTIONS = (demo, peers, gpu, training, quantization, litert_graph)
 TITLE = "keras_vits: recorded benchmarks"
 INTRO = (
-    "Written by `benchmarks/publish.py` from `benchmarks/results/`. A figure tells of the machine, the day and the "
+    "Written by `benchmarks/publish.py` from `benchmarks/results/`. A figure holds for the machine, the day and the "
     "versions beside it: measure on yours."
 )
 

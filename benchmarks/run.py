@@ -124,7 +124,7 @@ def make(names, model, image_size):
         image_size: pixels, or None for the model's own.
 
     Returns:
-        name -> facts: {path, size_bytes} and what the exporter tells, or {error}.
+        name -> facts: {path, size_bytes} and what the exporter reports, or {error}.
     """
     from keras_vits._util.progress import progress
 

@@ -77,7 +77,7 @@ class Artifact:
 
     @property
     def classification(self) -> OutputSpec | None:
-        """The one output that tells an image's class (logits, probabilities, or the scores of a top-k), or `None`."""
+        """The one output that classifies images (logits, probabilities, or the scores of a top-k), or `None`."""
         found = [spec for spec in self.outputs if spec.is_classification or spec.kind == "top_scores"]
         return found[0] if len(found) == 1 else None
 

@@ -123,7 +123,7 @@ class Verification:
         top1: fraction of images whose label the artifact gives, or `None` without labels.
         reference_top1: the same of the model.
         top1_agreement: fraction of images on which artifact and model give the same class (of a single class: are on
-            the same side of its threshold); `None` where no output tells a class of an image.
+            the same side of its threshold); `None` where no output classifies images.
         sqnr_db: signal-to-quantization-noise ratio of the outputs, 10 log10(sum y^2 / sum (y - y')^2); infinite if
             equal.
         max_abs_error: largest difference of an output.
@@ -131,7 +131,7 @@ class Verification:
             on it), or `None` where the target has none.
         op_histogram: operations in the file by name.
         operations: primitive operations of the model's graph, (before, after) it was simplified, or `None`.
-        gpu_offenders: why a phone's GPU would refuse the file, () if it would not; `None` where nothing tells. See
+        gpu_offenders: why a phone's GPU would refuse the file, () if it would not; `None` where that is not known. See
             `Traits.offenders`.
         verified_by: what ran the file.
         outputs: an `OutputCheck` for each output.

@@ -46,7 +46,7 @@ class SelfTest:
         batches: the inputs of the runs, each as the file takes it, (B,h,w,C) or (B,C,h,w).
         outputs: an `Expected` for each output of floating-point numbers, in the file's order. Class numbers are not
             among them: where two scores are close, they may differ.
-        classes: (N,) the class that the file tells of each picture, see `OutputSpec.decide`; `None` where no output
+        classes: (N,) the class that the file gives for each picture, see `OutputSpec.decide`; `None` where no output
             tells a class.
     """
 

@@ -90,7 +90,7 @@ class OutputSpec:
         name: of the output: the model's own key or layer, and in the file's signature.
         kind: one of `KINDS`.
         shape: static, the batch first; () where it is not known.
-        classes: K, of a kind that tells classes; otherwise `None`. One class is a yes or no.
+        classes: K, of a kind that classifies; otherwise `None`. One class is a yes or no.
         class_names: K names in the order of the classes, or () where nobody named them.
         applied: what an export put behind the model's own output: "", `"softmax"`, `"sigmoid"` or `"top_k"`.
     """
@@ -115,7 +115,7 @@ class OutputSpec:
 
     @property
     def is_classification(self) -> bool:
-        """Whether it tells one class of a whole image."""
+        """Whether it classifies the whole image."""
         return self.kind in CLASSIFYING and len(self.shape) in (0, 2)
 
     def probabilities(self, values: np.ndarray) -> np.ndarray:

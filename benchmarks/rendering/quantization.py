@@ -29,8 +29,8 @@ def section(record):
     return [
         "## Quantization",
         "",
-        f"Recorded on {record['date']} by `benchmarks/quantization.py`. SQNR of the logits in dB, and behind the "
-        "stroke that of their differences from their mean over the images, which is what tells images apart; the mean "
+        f"Recorded on {record['date']} by `benchmarks/quantization.py`. SQNR of the logits in dB, and after the "
+        "slash that of their differences from their mean over the images, which distinguishes images; the mean "
         f"of {len(SEEDS)} models with random weights, calibrated on {CALIBRATION} crops of a photograph and measured "
         f"on {TEST} of another. XNNPACK partitions of a file: {partitions} at most. "
         "Random weights have no outlier channels, which smoothing is for: `tests/edge/test_quantization.py` plants "

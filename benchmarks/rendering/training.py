@@ -120,7 +120,7 @@ def batch_table(rows):
         }
         cells.append([name, mode, *(pairs.get(n, "") for n in sizes)])
     return [
-        "Images per second, and behind the stroke the peak memory in MB.",
+        "Images per second, and after the slash the peak memory in MB.",
         "",
         *table(["runner", "", *(f"batch {n}" for n in sizes)], cells, 2),
         *failures(rows),

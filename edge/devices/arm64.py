@@ -120,7 +120,7 @@ class Runner(litert.Runner):
         """Images (N,H,W,C), any N -> the first output (N,...), padding the last batch with zeros.
 
         Raises:
-            ValueError: the runtime stopped; its last words are in the message.
+            ValueError: the runtime stopped; the last lines of its output are in the message.
         """
         count, batches = self.batches(images)
         batches = [image for (image,) in batches]

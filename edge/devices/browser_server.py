@@ -1,7 +1,7 @@
 """The server of the page that measures in a browser, and what passes between the two.
 
 The page (browser_page/) does one order after another: it posts an answer and gets the next order back. All that it says
-is checked before it is believed, and every request without the random token in its address is refused.
+is checked before it is used, and every request without the random token in its address is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An iPhone or iPad behind Xcode, which measures a Core ML file at the hand of a person and exports a report.
+"""An iPhone or iPad behind Xcode, which measures a Core ML file, operated by a person, and exports a report.
 
 `write_steps` writes what the person does, `read_report` reads the report: a folder `<file>-<name of the phone>.mlperf`
 with a report.json. Apple documents what Xcode shows ("Analyzing a Core ML model's performance in Xcode", on

@@ -1,8 +1,8 @@
 """Measurements in turns, A B C B A C ...: the one turn-taker, of every device.
 
 A machine that slows down for a second slows all of them down, and a ratio between two of them stays true; see
-`records.ratio`. The order is another one in each round: what ran before leaves the processor in its state, which is
-worth some percent.
+`records.ratio`. The order changes in each round: what ran before leaves the processor in a state that is
+worth some percent of time.
 
     contestants = [...]     each a subclass of `Contestant`, or of `Timed` if it gives the time of every run
     for one in contestants: attempt(one, one.warm_up, 0.5)
@@ -154,7 +154,7 @@ def take_turns(
     Args:
         contestants: in the order of each round, unless `random` is given.
         goal: how much is enough.
-        random: makes the order of each round another one.
+        random: draws the order of each round.
         keeps: () -> whether the round counts; one that does not is taken again.
         description: stands before the progress bar.
     """

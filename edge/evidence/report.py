@@ -172,7 +172,7 @@ def recommend(rows: Sequence[Row], format: str) -> tuple[Row, str] | None:
         format: name of a target.
 
     Returns:
-        (row, reason), or `None` where no file of the format was verified, or none tells classes.
+        (row, reason), or `None` where no file of the format was verified, or none classifies.
     """
     files = [row for row in rows if row.artifact.format == format and _accuracy(rows, row) is not None]
     if not files:

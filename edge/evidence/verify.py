@@ -72,7 +72,7 @@ def verify(
             top1, reference_top1 = float(np.mean(ours == known)), float(np.mean(theirs == known))
     elif labels is not None:
         kinds = ", ".join(f"{spec.name} ({spec.kind})" for spec in artifact.outputs)
-        raise SpecError(f"Labels are for a file that tells a class of an image; {artifact.path.name} gives {kinds}.")
+        raise SpecError(f"Labels need a file that classifies images; {artifact.path.name} gives {kinds}.")
     traits = targets.target(artifact.format).traits
     return Verification(
         artifact=artifact,

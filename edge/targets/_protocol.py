@@ -56,7 +56,7 @@ class Runner(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What tells one target from another, for those who know no target by name.
+    """What distinguishes one target from another, for code that knows no target by name.
 
     Attributes:
         title: for people: `"LiteRT"`.
@@ -75,9 +75,9 @@ class Traits:
         unavailable: () -> why its files cannot run on this machine, or "".
         environment: (artifact, threads) -> environment variables of a process that measures it.
         order: (artifact) -> what the measuring process has to be told beside path, threads, shapes and dtypes.
-        profiled: whether `edge.profile` tells where a file's time goes.
+        profiled: whether `edge.profile` can show where a file's time goes.
         partitions: (runner) -> number of partitions of the delegate, or `None`.
-        offenders: (artifact) -> why a phone's GPU would refuse it, () if it would not; `None` if nothing tells.
+        offenders: (artifact) -> why a phone's GPU would refuse it, () if it would not; `None` if that is not known.
         checked: (`Runner.verified_by` of the files of a report) -> a sentence on how they were checked, or "".
         quantized: (runner) -> scale and zero point of each input and of each output that holds integers, otherwise
             `None`; `None` where no file of the target has such ones.
@@ -117,7 +117,7 @@ class Target:
         load: (artifact, **options) -> Runner.
         run: (order) -> load() -> (run(inputs), runtime), for the process that measures: see devices/host_worker.py. It
             imports no Keras unless the target is Keras.
-        traits: what tells it from the others.
+        traits: what distinguishes it from the others.
     """
 
     name: str
@@ -146,7 +146,7 @@ def target(name: str) -> Target:
 
 
 def target_of(path: str | pathlib.Path) -> Target:
-    """The target that a file's suffix tells.
+    """The target of a file, by its suffix.
 
     Raises:
         ValueError: a file of another kind.

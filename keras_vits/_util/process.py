@@ -14,7 +14,7 @@ from typing import Any
 
 
 class WorkerError(ValueError):
-    """The process ended instead of answering; its last words are in the message."""
+    """The process ended instead of answering; the last lines of its output are in the message."""
 
 
 class Worker:

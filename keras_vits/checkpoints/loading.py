@@ -32,7 +32,7 @@ def load_weights(
         model: a `VisionModel`.
         source: a Hugging Face hub id (`"timm/mobilevit_xs.cvnets_in1k"`), a local folder with `config.json` and
             `model.safetensors`, or a file.
-        format: whose names the file uses, a key of the family's `names`. What no tensor's shape tells is the model's:
+        format: whose names the file uses, a key of the family's `names`. What no shape reveals is the model's:
             those of transformers have a LayerNorm `epsilon` of 1e-12 (DINOv2's 1e-6), which `create` reads from there.
         skip: names of our layers that keep their weights, e.g. `("head",)`.
         allow_pickle: whether a `.pt` or `.pth` file may be read, by PyTorch with `weights_only=True`.

@@ -1,6 +1,6 @@
 """What a checkpoint's source says of it beside the tensors, in the `config.json` of timm and of transformers.
 
-No tensor's shape tells the number of heads, the activation, the pooling or an epsilon: they are read from here, and a
+No tensor's shape reveals the number of heads, the activation, the pooling or an epsilon: they are read from here, and a
 setting that is not known is refused. The structures below are the schemas of the files; other fields are ignored.
 """
 
@@ -21,7 +21,7 @@ FIELDS = {  # of Preprocessing <- of timm
     "crop": "crop_pct",
     "crop_mode": "crop_mode",
 }
-SETTINGS = {  # of a Config <- of transformers, what no tensor's shape tells
+SETTINGS = {  # of a Config <- of transformers, settings that no tensor's shape reveals
     "heads": "num_attention_heads",
     "epsilon": "layer_norm_eps",
     "activation": "hidden_act",

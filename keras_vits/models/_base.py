@@ -573,7 +573,7 @@ def _alike(layer, other):
 
 
 def _per_channel(values, channels):
-    """The values, or their average for every channel if their number is another one."""
+    """The values, or their average for every channel if the numbers of channels differ."""
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 

@@ -154,7 +154,7 @@ def _labels(specs: Sequence[OutputSpec]) -> tuple[str, ...]:
     names = specs[0].class_names
     if len(set(names)) < len(names):
         raise ValueError(
-            "class_names holds a name twice, and a Core ML classifier tells classes by name: make them unique."
+            "class_names holds a name twice, and a Core ML classifier distinguishes classes by name: make them unique."
         )
     return names
 

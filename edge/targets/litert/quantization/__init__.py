@@ -6,7 +6,7 @@
     noise     what rounding adds to a layer's outputs, predicted
     ranges    what the bits of activations stand for; wider activations; SiLU in integers
     attention attention's products in integers
-    weights   rounding with regard to the inputs, correction of biases
+    weights   GPTQ rounding, bias correction
     prepare   all of them in order: `Preparation`
     ai_edge   the one place that talks to ai-edge-quantizer
 

@@ -55,7 +55,7 @@ def _fits(entry: Entry, layer: Layer, logits: set[int]) -> bool:
 def _logits(file: File) -> set[int]:
     """Tensors (B,K) that the file gives, or gives softmax, sigmoid or the largest of: an image's classes.
 
-    Features (B,D) are among them, which no operation tells from logits: they are as good then.
+    Features (B,D) are among them, which no operation distinguishes from logits.
     """
     sources = {file.source(int(output), DECIDING)[0] for output in file.main.outputs}
     return {tensor for tensor in sources if len(file.shape(tensor)) == 2}

@@ -1,4 +1,4 @@
-"""Rounding of weights with regard to the inputs they meet, and biases that take up the mean of the errors."""
+"""GPTQ rounding of weights, which minimises the layer's output error, and biases that compensate its mean."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .ranges import Range, Ranges
 
 
 def finish_weights(file: File, layer: Layer, x: Activation, ranges: Ranges, steps: Collection[str]) -> None:
-    """Rounds weights with regard to their inputs, or else puts what rounding adds to the mean output into the bias.
+    """Rounds weights by GPTQ, or else subtracts from the bias what rounding adds to the mean output.
 
     The mean: bias correction, arXiv 1906.04721.
 
