@@ -302,7 +302,7 @@ def measure(model, names, made, *, image_size, threads, rounds):
         contestant -> its row's figures.
     """
     from keras_vits._util.progress import progress
-    from keras_vits.edge.devices.host import rounds as in_turns
+    from keras_vits.edge.devices.turns import orders
 
     found = {name: {"size_bytes": made[file_of(name)].get("size_bytes")} for name in names}
     with contextlib.ExitStack() as stack:
@@ -333,11 +333,11 @@ def measure(model, names, made, *, image_size, threads, rounds):
         each(Runner.load, progress(runners[:], f"{what}, loading"))
         each(Runner.check, progress(runners[:], f"{what}, checking"))
         each(Runner.warm_up, progress(runners[:], f"{what}, warming up"))
-        orders = in_turns(runners, rounds, 0, random)
-        for i, order in enumerate(progress(orders, f"{what}, measuring", rounds)):
+        turns = orders(lambda: runners, lambda runner: runner.has_enough(rounds, 0), random)
+        for i, order in enumerate(progress(turns, f"{what}, measuring", rounds)):
             if i and i * PROCESSES // rounds > (i - 1) * PROCESSES // rounds:
                 each(Runner.restart, runners[:])
-            each(Runner.measure, [runners[j] for j in order if j < len(runners)])
+            each(Runner.measure, [runner for runner in order if runner in runners])
         reference = next((runner for runner in runners if runner.name == REFERENCE), None)
         for runner in runners:
             found[runner.name] |= runner.figures(reference, made["weights"]["macs"])

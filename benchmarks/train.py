@@ -152,7 +152,7 @@ def measure(runners, *, modes=MODES, seconds):
         seconds: that each runner is measured for, in each mode.
     """
     from keras_vits._util.progress import progress
-    from keras_vits.edge.devices.host import rounds
+    from keras_vits.edge.devices.turns import orders
 
     model, random = runners[0].model, np.random.default_rng(0)
     with contextlib.ExitStack() as stack:
@@ -163,11 +163,12 @@ def measure(runners, *, modes=MODES, seconds):
         for mode in (*modes, "gemm"):
             well = [child for child in children if not child.error]
             wanted = min(seconds, 1) if mode == "gemm" else seconds
-            turns = [child.warm_up(mode) for child in progress(well, f"{model} {mode}, compiling")]
-            for order in rounds(well, 0, wanted, random):
-                for i in order:
-                    if not well[i].error:
-                        well[i].measure(mode, turns[i])
+            turns = {child: child.warm_up(mode) for child in progress(well, f"{model} {mode}, compiling")}
+            enough = lambda child, wanted=wanted: child.has_enough(0, wanted)
+            for order in orders(lambda well=well: well, enough, random):
+                for child in order:
+                    if not child.error:
+                        child.measure(mode, turns[child])
     gemm = [np.median(np.concatenate(child.ms["gemm"])) for child in children if child.ms["gemm"]]
     gemm = 2e3 * GEMM[runners[0].device] ** 3 / min(gemm) if gemm else None
     macs = count_macs(model, runners[0].order["image_size"])

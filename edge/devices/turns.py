@@ -141,6 +141,21 @@ def attempt(contestant: Contestant[Any], step: Callable[..., object], *arguments
             contestant.fail(str(e))
 
 
+def orders(
+    left: Callable[[], Sequence[Any]], done: Callable[[Any], bool], random: np.random.Generator | None = None
+) -> Iterator[list[Any]]:
+    """Yields those who are left in the order of the next round, until every one is done.
+
+    Args:
+        left: () -> who takes part now; one that fails may be missing from the next call's answer.
+        done: (one) -> whether nothing more of it is needed.
+        random: draws another order for each round: what ran before leaves the processor in its state, which is worth
+            some percent. By default, the order of `left`.
+    """
+    while (now := left()) and not all(map(done, now)):
+        yield [now[i] for i in random.permutation(len(now))] if random is not None else list(now)
+
+
 def take_turns(
     contestants: Sequence[Contestant[Any]],
     goal: Goal,
@@ -159,12 +174,9 @@ def take_turns(
         description: stands before the progress bar.
     """
 
-    def rounds() -> Iterator[list[Contestant[Any]]]:
-        while (left := _left(contestants)) and not all(one.has_enough(goal) for one in left):
-            yield [left[i] for i in random.permutation(len(left))] if random is not None else left
-
     total = max((one.rounds_left(goal) for one in _left(contestants)), default=0)
-    for order in progress(rounds(), description, total):
+    rounds = orders(lambda: _left(contestants), lambda one: one.has_enough(goal), random)
+    for order in progress(rounds, description, total):
         for one in order:
             attempt(one, one.turn)
         if keeps is not None and (left := _left(contestants)) and not keeps():
