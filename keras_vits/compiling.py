@@ -70,7 +70,7 @@ def _converted(given, convert, module):
         warnings.warn(
             f"The model's outputs are logits, and {', '.join(dict.fromkeys(warned))}.",
             LogitsWarning,
-            stacklevel=5,  # the caller of compile
+            stacklevel=6,  # the caller of compile
         )
     return result
 
