@@ -7,6 +7,7 @@ configured stays as it is.
 
 import inspect
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -51,11 +52,11 @@ def metrics_of_logits(metrics: Any, num_classes: int) -> Any:
     return _converted(metrics, lambda metric: _of_logits(metric, keras.metrics, names), keras.metrics)
 
 
-def _converted(given, convert, module):
+def _converted(given: Any, convert: Callable[[Any], Any], module: Any) -> Any:
     """The same lists and dictionaries, with each loss or metric in them converted; one warning for all."""
     warned = []
 
-    def visit(value):
+    def visit(value: Any) -> Any:
         if isinstance(value, dict) and "class_name" not in value:  # with one it is an object's configuration
             return {key: visit(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -75,7 +76,7 @@ def _converted(given, convert, module):
     return result
 
 
-def _of_logits(identifier, module, names):
+def _of_logits(identifier: Any, module: Any, names: Mapping[str, Any]) -> Any:
     """A loss or metric, from its name, function or class in a module of Keras; an object stays."""
     if isinstance(identifier, dict):
         return module.deserialize(identifier)
@@ -89,7 +90,8 @@ def _of_logits(identifier, module, names):
             name = getattr(identifier, "__name__", identifier)
             return keras.metrics.MeanMetricWrapper(loss, name=name) if isinstance(loss, keras.losses.Loss) else loss
         return identifier
-    parameters, options = inspect.signature(cls).parameters, {}
+    parameters = inspect.signature(cls).parameters
+    options: dict[str, Any] = {}
     if "from_logits" in parameters:
         options["from_logits"] = True
     elif "thresholds" in parameters and parameters["thresholds"].default is None:
@@ -103,7 +105,7 @@ def _of_logits(identifier, module, names):
     return cls(**options)
 
 
-def _class(identifier, module):
+def _class(identifier: Any, module: Any) -> Any:
     """The class of a loss or metric that a name, a function or a class of Keras means; `None` for anything else."""
     classes = {name.lower(): cls for name, cls in vars(module).items() if inspect.isclass(cls)}
     if inspect.isclass(identifier):
@@ -125,7 +127,7 @@ def _class(identifier, module):
     return classes.get(name.replace("_", ""))
 
 
-def _probabilities(chosen, module):
+def _probabilities(chosen: Any, module: Any) -> str:
     """What says that a loss or metric takes probabilities, and what to do; "" for one that takes logits."""
     cls = type(chosen) if isinstance(chosen, keras.losses.Loss | keras.metrics.Metric) else _class(chosen, module)
     if cls in WITHOUT_LOGITS:
