@@ -6,7 +6,9 @@ configured stays as it is.
 """
 
 import inspect
+import sys
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -51,11 +53,11 @@ def metrics_of_logits(metrics: Any, num_classes: int) -> Any:
     return _converted(metrics, lambda metric: _of_logits(metric, keras.metrics, names), keras.metrics)
 
 
-def _converted(given, convert, module):
+def _converted(given: Any, convert: Callable[[Any], Any], module: Any) -> Any:
     """The same lists and dictionaries, with each loss or metric in them converted; one warning for all."""
     warned = []
 
-    def visit(value):
+    def visit(value: Any) -> Any:
         if isinstance(value, dict) and "class_name" not in value:  # with one it is an object's configuration
             return {key: visit(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -70,12 +72,12 @@ def _converted(given, convert, module):
         warnings.warn(
             f"The model's outputs are logits, and {', '.join(dict.fromkeys(warned))}.",
             LogitsWarning,
-            stacklevel=6,  # the caller of compile
+            stacklevel=_frames_to_caller(),
         )
     return result
 
 
-def _of_logits(identifier, module, names):
+def _of_logits(identifier: Any, module: Any, names: Mapping[str, Any]) -> Any:
     """A loss or metric, from its name, function or class in a module of Keras; an object stays."""
     if isinstance(identifier, dict):
         return module.deserialize(identifier)
@@ -89,7 +91,8 @@ def _of_logits(identifier, module, names):
             name = getattr(identifier, "__name__", identifier)
             return keras.metrics.MeanMetricWrapper(loss, name=name) if isinstance(loss, keras.losses.Loss) else loss
         return identifier
-    parameters, options = inspect.signature(cls).parameters, {}
+    parameters = inspect.signature(cls).parameters
+    options: dict[str, Any] = {}
     if "from_logits" in parameters:
         options["from_logits"] = True
     elif "thresholds" in parameters and parameters["thresholds"].default is None:
@@ -103,7 +106,7 @@ def _of_logits(identifier, module, names):
     return cls(**options)
 
 
-def _class(identifier, module):
+def _class(identifier: Any, module: Any) -> Any:
     """The class of a loss or metric that a name, a function or a class of Keras means; `None` for anything else."""
     classes = {name.lower(): cls for name, cls in vars(module).items() if inspect.isclass(cls)}
     if inspect.isclass(identifier):
@@ -125,7 +128,7 @@ def _class(identifier, module):
     return classes.get(name.replace("_", ""))
 
 
-def _probabilities(chosen, module):
+def _probabilities(chosen: Any, module: Any) -> str:
     """What says that a loss or metric takes probabilities, and what to do; "" for one that takes logits."""
     cls = type(chosen) if isinstance(chosen, keras.losses.Loss | keras.metrics.Metric) else _class(chosen, module)
     if cls in WITHOUT_LOGITS:
@@ -134,3 +137,11 @@ def _probabilities(chosen, module):
     if getattr(chosen, "from_logits", getattr(chosen, "_from_logits", None)) is False:
         return f"{cls.__name__} takes probabilities: give it from_logits=True"
     return ""
+
+
+def _frames_to_caller() -> int:
+    """Number of frames from the one that asks to the first outside this package and Keras: the caller of `compile`."""
+    frame, count = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("keras_vits", "keras"):
+        frame, count = frame.f_back, count + 1
+    return count

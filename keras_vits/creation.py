@@ -23,9 +23,10 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     Returns:
         Sorted list of names.
     """
-    known: Collection[str] = variants()
+    registered = variants()
+    known: Collection[str] = registered
     if pretrained:
-        known = known.keys() & {checkpoint.variant for checkpoint in checkpoints.table()}
+        known = registered.keys() & {checkpoint.variant for checkpoint in checkpoints.table()}
     return sorted(fnmatch.filter(known, pattern))
 
 

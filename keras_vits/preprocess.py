@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Preprocessing:
     crop_mode: str = "center"
     channel_order: str = "rgb"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("image_size", "mean", "std"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if self.interpolation not in INTERPOLATIONS:
@@ -52,7 +53,7 @@ class Preprocessing:
         if any(s <= 0 for s in self.std):
             raise ValueError(f"std must be positive; received {self.std!r}.")
 
-    def __call__(self, picture):
+    def __call__(self, picture: Any) -> np.ndarray:
         """A picture as the model's input.
 
         Args:
@@ -66,7 +67,7 @@ class Preprocessing:
         """
         return self.normalize(self.pixels(picture))
 
-    def pixels(self, picture):
+    def pixels(self, picture: Any) -> np.ndarray:
         """A picture resized and cropped, as uint8 (height,width,C), RGB or grey; arguments and errors as above."""
         picture = self._open(picture)
         resampling = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}[self.interpolation]  # PIL's numbers
@@ -80,13 +81,13 @@ class Preprocessing:
         cropped[to_top : to_top + inner.shape[0], to_left : to_left + inner.shape[1]] = inner
         return cropped
 
-    def normalize(self, pixels):
+    def normalize(self, pixels: Any) -> np.ndarray:
         """RGB pixels (...,C), 0 to 255 -> float32 (...,C): (pixels / 255 - mean) / std, in the checkpoint's order."""
         x = np.asarray(pixels, "float32") / np.float32(255)
         x = x[..., ::-1] if self.channel_order == "bgr" else x
         return (x - np.asarray(self.mean, "float32")) / np.asarray(self.std, "float32")
 
-    def _open(self, picture):
+    def _open(self, picture: Any) -> Any:
         try:
             from PIL import Image
         except ImportError:
@@ -113,7 +114,7 @@ class Preprocessing:
             )
         return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array).convert(mode)
 
-    def _resized(self, width, height):
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Size (width, height) before the crop, which takes `crop` of it."""
         target_height, target_width = (math.floor(side / self.crop) for side in self.image_size)
         if self.crop_mode == "squash":
@@ -126,7 +127,7 @@ class Preprocessing:
         return round(width / ratio), round(height / ratio)
 
 
-def _upright(picture):
+def _upright(picture: Any) -> Any:
     """A PIL image turned as its EXIF data says; one of 16-bit greys, which PIL would clip to white, has 8 bits."""
     from PIL import Image, ImageOps
 
@@ -134,6 +135,6 @@ def _upright(picture):
     return Image.fromarray((np.asarray(picture) >> 8).astype("uint8")) if picture.mode.startswith("I;16") else picture
 
 
-def _centered(size, target):
+def _centered(size: int, target: int) -> tuple[int, int]:
     """Where `target` pixels are cut out of `size`, and where these are put: the first index of each."""
     return (round((size - target) / 2), 0) if size > target else (0, (target - size) // 2)

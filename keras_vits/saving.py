@@ -42,7 +42,7 @@ def load(path: str | os.PathLike[str]) -> VisionModel:
     return model
 
 
-def _check_hash(path):
+def _check_hash(path: pathlib.Path) -> None:
     sidecar = path.with_name(f"{path.name}.json")
     if not sidecar.is_file():
         return

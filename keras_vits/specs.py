@@ -15,6 +15,7 @@ if typing.TYPE_CHECKING:
 
     from keras_vits.graph.ir import Graph
 
+Applied = typing.Literal["", "softmax", "sigmoid", "top_k"]
 Kind = typing.Literal[
     "logits",  # (...,K), K > 1: a softmax makes them probabilities
     "probabilities",  # (...,K), K > 1: they sum to 1; or (...,1): of the one class
@@ -100,7 +101,7 @@ class OutputSpec:
     shape: tuple[int, ...] = ()
     classes: int | None = None
     class_names: tuple[str, ...] = ()
-    applied: typing.Literal["", "softmax", "sigmoid", "top_k"] = ""
+    applied: Applied = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
@@ -172,7 +173,7 @@ class OutputSpec:
         if self.kind not in CLASSIFYING:
             raise self._refusal(f"cannot have head={head!r}")
         if head == "softmax":
-            made = {"logits": "softmax", "binary_logit": "sigmoid"}
+            made: dict[Kind, Applied] = {"logits": "softmax", "binary_logit": "sigmoid"}
             return (
                 dataclasses.replace(self, name="probabilities", kind="probabilities", applied=made.get(self.kind, "")),
             )
@@ -278,7 +279,8 @@ def of_model(
         SpecError: see `read_outputs`.
     """
     preprocessing = getattr(model, "preprocessing", None)
-    fields = dataclasses.asdict(preprocessing) if dataclasses.is_dataclass(preprocessing) else {}
+    is_known = dataclasses.is_dataclass(preprocessing)
+    fields = dataclasses.asdict(typing.cast(typing.Any, preprocessing)) if is_known else {}
     inputs = tuple(
         InputSpec(
             name=value.name,

@@ -22,7 +22,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -196,7 +196,7 @@ def _library() -> tuple[pathlib.Path, str]:
     advice = f'pip install "ai-edge-litert>={".".join(map(str, OLDEST))}"'
     if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < OLDEST:
         raise ValueError(f"ai-edge-litert {version} is too old to profile a file: {advice}.")
-    folder = pathlib.Path(package.__file__).parent
+    folder = pathlib.Path(cast(str, package.__file__)).parent
     found = [path for suffix in ("so", "dylib", "dll") for path in folder.glob(f"libLiteRt.{suffix}")]
     if not found:
         raise ValueError(f"ai-edge-litert {version} comes without libLiteRt, which has the profiler: {advice}.")
@@ -227,8 +227,8 @@ class _Specimens:
     def __init__(self, file: File):
         self.file, S = file, file.S
         self.constant = {op.outputs[0]: op for op in file.main.operators if all(map(self._is_constant, op.inputs))}
-        self.numbers = {}  # key of an operation -> which of the specimens it is
-        self.became = []  # the names of what each became
+        self.numbers: dict[Any, int] = {}  # key of an operation -> which of the specimens it is
+        self.became: list[list[str]] = []  # the names of what each became
         self.model, self.graph = S.ModelT(), S.SubGraphT()
         self.model.version, self.model.subgraphs, self.model.buffers = 3, [self.graph], [S.BufferT()]
         self.model.operatorCodes = list(file.model.operatorCodes)
@@ -315,7 +315,7 @@ class _Specimens:
     def learn(self, events: Sequence[tuple[str, int, int]]) -> None:
         """Takes from the events of a run of this file what each specimen became."""
         names = [name for name, kind, _ in events if kind == OPERATOR]
-        count, marker = len(self.numbers), names[0] if names else None
+        count, marker = len(self.numbers), names[0] if names else ""
         if names.count(marker) != count + 1:
             raise ValueError("This ai-edge-litert's profile of single operations cannot be read: markers are missing.")
         for name in names[:-1]:
@@ -352,7 +352,7 @@ def _operations(
             f"{filename} ran as {len(ran)} operators, of which only {len(pairs)} could be traced back to its "
             f"operations: this version of ai-edge-litert cannot be read."
         )
-    found = {}  # numbers of operations -> ms
+    found: dict[tuple[int, ...], float] = {}  # numbers of operations -> ms
     for begin, end in zip([(-1, -1), *pairs], [*pairs, (len(expected), len(ran))], strict=True):
         between = tuple(dict.fromkeys(i for _, i in expected[begin[0] + 1 : end[0]]))
         nearest = expected[min(end[0], len(expected) - 1)][1]
@@ -386,7 +386,8 @@ def _executed(file: File, alone: set[int]) -> list[int]:
     order of the file.
     """
     made = {tensor for op in file.main.operators for tensor in op.outputs}
-    left, order = dict(enumerate(file.main.operators)), []
+    left = dict(enumerate(file.main.operators))
+    order: list[int] = []
     while left:
         kind, before = None, -1
         while len(order) > before:
@@ -402,15 +403,15 @@ def _executed(file: File, alone: set[int]) -> list[int]:
 
 def common(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[tuple[int, int]]:
     """The longest common subsequence of two lists: [(place in a, place in b), ...]."""
-    number = {}
-    b = np.array([number.setdefault(item, len(number)) for item in b], np.int32)
+    number: dict[Hashable, int] = {}
+    codes = np.array([number.setdefault(item, len(number)) for item in b], np.int32)
     lengths = np.zeros((len(a) + 1, len(b) + 1), np.int32)  # [i, j]: of a[:i] and b[:j]
     for i, item in enumerate(a):
-        longer = lengths[i, :-1] + (b == number.get(item, -1))
+        longer = lengths[i, :-1] + (codes == number.get(item, -1))
         lengths[i + 1, 1:] = np.maximum.accumulate(np.maximum(lengths[i, 1:], longer))
     pairs, i, j = [], len(a), len(b)
     while i and j:
-        if number.get(a[i - 1], -1) == b[j - 1]:  # then taking both is never worse
+        if number.get(a[i - 1], -1) == codes[j - 1]:  # then taking both is never worse
             i, j = i - 1, j - 1
             pairs.append((i, j))
         elif lengths[i - 1, j] >= lengths[i, j - 1]:

@@ -14,8 +14,8 @@ import os
 import pathlib
 import platform
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from keras_vits._util.files import writing
 
@@ -158,10 +158,15 @@ def _accuracy(rows: Sequence[Row], row: Row) -> float | None:
     return getattr(row.verification, _measure(rows)[0], None)
 
 
+def _known_accuracy(rows: Sequence[Row], row: Row) -> float:
+    """The same of a row that has one."""
+    return cast(float, _accuracy(rows, row))
+
+
 def _best(rows: Sequence[Row]) -> Row:
     """The most accurate row; the first one where no accuracy is known."""
     known = [row for row in rows if _accuracy(rows, row) is not None]
-    return max(known, key=lambda row: _accuracy(rows, row)) if known else rows[0]
+    return max(known, key=lambda row: _known_accuracy(rows, row)) if known else rows[0]
 
 
 def recommend(rows: Sequence[Row], format: str) -> tuple[Row, str] | None:
@@ -183,18 +188,19 @@ def recommend(rows: Sequence[Row], format: str) -> tuple[Row, str] | None:
         row = min(files, key=lambda row: _lost(rows, row))
         return row, f"the most accurate one, {_lost(rows, row) * 100:.1f} points below the best {name}"
     timed = all(row.latency for row in good)
-    row = min(good, key=lambda row: row.latency.median_ms if timed else row.artifact.size_bytes)
+    row = min(good, key=lambda row: row.latency.median_ms if timed and row.latency else row.artifact.size_bytes)
     count = f"of the {len(good)} {title} files" if len(good) > 1 else f"{title} file"
     which = ("the fastest" if timed else "the smallest") if len(good) > 1 else "the only"
-    best = _accuracy(rows, row) + _lost(rows, row)
+    best = _known_accuracy(rows, row) + _lost(rows, row)
     return row, f"{which} {count} within {TOLERANCE * 100:.0f} point of the best {name}, {_percent(best)}"
 
 
 def _lost(rows: Sequence[Row], row: Row) -> float:
     """Accuracy below the best of the files that were checked on as many images."""
-    peers = [r for r in rows if r.verification and r.verification.images == row.verification.images]
+    images = cast(Verification, row.verification).images
+    peers = [r for r in rows if r.verification and r.verification.images == images]
     known = [a for r in peers if (a := _accuracy(rows, r)) is not None]
-    return max(known) - _accuracy(rows, row)
+    return max(known) - _known_accuracy(rows, row)
 
 
 def _data(rows: Sequence[Row], folder: pathlib.Path, facts: Mapping[str, str]) -> dict[str, Any]:
@@ -263,8 +269,7 @@ def _ms(milliseconds: float) -> str:
     return f"{_significant(milliseconds)} ms"
 
 
-def _top1(row: Row) -> str:
-    check = row.verification
+def _top1(check: Verification) -> str:
     if check.top1 is None:
         return NONE
     if check.reference_top1 is None:
@@ -273,30 +278,30 @@ def _top1(row: Row) -> str:
     return f"{_percent(check.top1)} ({points:+.1f})".replace("-", "−") if points else f"{_percent(check.top1)} (±0)"
 
 
-def _agreement(row: Row) -> str:
-    agreement = row.verification.top1_agreement
+def _agreement(check: Verification) -> str:
+    agreement = check.top1_agreement
     return NONE if agreement is None else _percent(agreement)
 
 
-def _sqnr(row: Row) -> str:
-    sqnr = row.verification.sqnr_db
-    return "exact" if sqnr == math.inf else f"{sqnr:.1f} dB"
+def _sqnr(check: Verification) -> str:
+    return "exact" if check.sqnr_db == math.inf else f"{check.sqnr_db:.1f} dB"
 
 
-def _partitions(row: Row) -> str:
-    count = row.verification.partitions
+def _partitions(check: Verification) -> str:
+    count = check.partitions
     return NONE if count is None else str(count)
 
 
-COLUMNS = {  # heading -> (the part of a row that it is read from, its text)
-    "Size": ("artifact", lambda row: _megabytes(row.artifact.size_bytes)),
+# Heading -> (the part of a row that it is read from, its text).
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "Size": ("artifact", lambda artifact: _megabytes(artifact.size_bytes)),
     "Top-1": ("verification", _top1),
     "Agreement": ("verification", _agreement),
     "SQNR": ("verification", _sqnr),
-    "Median": ("latency", lambda row: _ms(row.latency.median_ms)),
-    "p90": ("latency", lambda row: _ms(row.latency.p90_ms)),
-    "Load": ("latency", lambda row: _ms(row.latency.load_ms)),
-    "Memory": ("latency", lambda row: _megabytes(row.latency.peak_memory_bytes)),
+    "Median": ("latency", lambda latency: _ms(latency.median_ms)),
+    "p90": ("latency", lambda latency: _ms(latency.p90_ms)),
+    "Load": ("latency", lambda latency: _ms(latency.load_ms)),
+    "Memory": ("latency", lambda latency: _megabytes(latency.peak_memory_bytes)),
     "Parts": ("verification", _partitions),
 }
 MEANINGS = {
@@ -330,7 +335,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Heading -> one text for each row; without the columns that no row has anything in."""
     columns = {}
     for heading, (part, text) in COLUMNS.items():
-        cells = [NONE if getattr(row, part) is None else text(row) for row in rows]
+        cells = [NONE if (found := getattr(row, part)) is None else text(found) for row in rows]
         if set(cells) != {NONE}:
             columns[heading] = cells
     return {**columns, "Checked by": [_checked_by(row) for row in rows]}
@@ -338,10 +343,11 @@ def _columns(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 def _how(rows: Sequence[Row]) -> list[str]:
     """Sentences that tell how the numbers came about."""
-    verified, timed = [r for r in rows if r.verification], [r.latency for r in rows if r.latency]
+    verified = [(r, r.verification) for r in rows if r.verification]
+    timed = [r.latency for r in rows if r.latency]
     said = []
     if verified:
-        pairs = dict.fromkeys((_traits(r).title, r.verification.images) for r in verified)
+        pairs = dict.fromkeys((_traits(r).title, check.images) for r, check in verified)
         counts = ", ".join(f"{title} on {images} images" for title, images in pairs)
         said.append(f"Accuracy: every file was compared with the model it was made from ({counts}).")
     if timed:
@@ -353,8 +359,8 @@ def _how(rows: Sequence[Row]) -> list[str]:
             f"{min(speed.runs for speed in timed)} times each. Every file ran in a process of its own, in turns with "
             "the others, so that a busy moment of the machine hits all of them alike. Times on a phone differ."
         )
-    for format in dict.fromkeys(r.artifact.format for r in verified):
-        by = [r.verification.verified_by for r in verified if r.artifact.format == format]
+    for format in dict.fromkeys(r.artifact.format for r, _ in verified):
+        by = [check.verified_by for r, check in verified if r.artifact.format == format]
         said += [sentence] if (sentence := target(format).traits.checked(by)) else []
     if missing := [row.artifact.path.name for row in rows if not row.verification]:
         said.append(f"Not verified, so nothing is claimed of them: {', '.join(missing)}.")
@@ -365,7 +371,7 @@ def _how(rows: Sequence[Row]) -> list[str]:
 
 
 def _markdown(rows: Sequence[Row], title: str) -> str:
-    def line(cells: Sequence[str]) -> str:
+    def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
     lines = [f"# {title}", ""]
@@ -428,7 +434,7 @@ def _page(rows: Sequence[Row], folder: pathlib.Path, title: str, facts: Mapping[
 
 def _card(rows: Sequence[Row], folder: pathlib.Path, row: Row, reason: str) -> dict[str, Any]:
     """What the template shows of a file to ship."""
-    numbers = [f"{_percent(_accuracy(rows, row))} {_measure(rows)[1]}", _megabytes(row.artifact.size_bytes)]
+    numbers = [f"{_percent(_known_accuracy(rows, row))} {_measure(rows)[1]}", _megabytes(row.artifact.size_bytes)]
     numbers += [_ms(row.latency.median_ms)] if row.latency else []
     return {
         "phone": _traits(row).phone,
@@ -448,22 +454,22 @@ def _figures(rows: Sequence[Row], chosen: Sequence[Row]) -> list[dict[str, str]]
     """The plots, each with its title; none of those that would have no points."""
     models, accuracy = _models(rows), _measure(rows)[1].capitalize()
     axes: dict[str, tuple[str, Callable[[Row], float | None]]] = {
-        "latency": ("Latency of one run in ms, median", lambda row: row.latency and row.latency.median_ms),
+        "latency": ("Latency of one run in ms, median", lambda row: row.latency.median_ms if row.latency else None),
         "size": ("Size of the file in MB", lambda row: row.artifact.size_bytes / 1e6),
     }
     figures = []
     for what, (label, x) in axes.items():
         points = [
             Point(
-                x=x(row),
-                y=_accuracy(rows, row) * 100,
+                x=place,
+                y=_known_accuracy(rows, row) * 100,
                 label=row.artifact.recipe,
                 marker=_traits(row).marker,
                 series=models.index(row.artifact.model) if len(models) > 1 else None,
                 chosen=row in chosen,
             )
             for row in rows
-            if _accuracy(rows, row) is not None and x(row)
+            if _accuracy(rows, row) is not None and (place := x(row))
         ]
         if points:
             drawing = plot(points, f"{label} (left is better)", f"{accuracy} in % (up is better)")

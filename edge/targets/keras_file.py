@@ -108,14 +108,15 @@ class Runner:
         import keras
 
         names = [spec.name for spec in self.artifact.inputs]
+        given: Any = inputs
         if isinstance(inputs, Mapping):
             if set(inputs) != set(names):
                 raise ValueError(
                     f"{self.artifact.path.name} takes {', '.join(names)}; received "
                     f"{', '.join(map(str, inputs)) or 'nothing'}."
                 )
-            inputs = inputs[names[0]] if len(names) == 1 else [inputs[name] for name in names]
-        found = self.model.predict(inputs, batch_size=BATCH, verbose=0)
+            given = inputs[names[0]] if len(names) == 1 else [inputs[name] for name in names]
+        found = self.model.predict(given, batch_size=BATCH, verbose=0)
         arrays = [np.asarray(y) for y in keras.tree.flatten(found)]
         return arrays[0] if len(arrays) == 1 else dict(zip(self.artifact.output_names, arrays, strict=True))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -83,10 +83,10 @@ def qat(model: VisionModel, recipe: str, calibration: Any = None) -> VisionModel
         limits = model.trained_for.ranges
         model.trained_for.applied(file, planned)  # tells the layers whose activations have 16 bits
         _round_activations(named, traced, file, planned, model.trained_for, images[0])
-    gains = _gains(model, traced, written)
+    gains, kinds = _gains(model, traced, written), cast(Any, tuple(ROUNDED))
     for found in planned:  # a projection that was split has the same settings in each part
-        layer = named.get(found.name)
-        if isinstance(layer, tuple(ROUNDED)) and not hasattr(layer, "rounding"):
+        layer: Any = named.get(found.name)
+        if isinstance(layer, kinds) and not hasattr(layer, "rounding"):
             inputs = "each" if found.dynamic else limits[file.name(found.x)] if found.activation_bits == 8 else None
             pixels = file.shape(found.weight)[1:3]
             patches = (
@@ -116,7 +116,7 @@ def _round_activations(
     """
     for name in choice.operators:
         layer = layers.get(name.rpartition("/")[0])
-        if getattr(layer, "act", None) is keras.activations.silu:
+        if layer is not None and getattr(layer, "act", None) is keras.activations.silu:
             layer.act = rounded_silu
     made = {layer.y: layer for layer in planned if layer.activation_bits == 8}
     for attention in file.attentions():
@@ -125,12 +125,15 @@ def _round_activations(
         layer = maker and layers.get(maker.name.rpartition("/")[0])
         if not isinstance(layer, MultiHeadAttention):
             continue
-        limits = [choice.ranges.get(file.name(source)) if source in made else None for source in sources]
-        inside = [None] * 3
+        operands: list[tuple[float, float] | None]
+        operands = [choice.ranges.get(file.name(source)) if source in made else None for source in sources]
+        inside: list[tuple[float, float] | None] = [None] * 3
         if file.name(attention.y) in choice.operators:
-            limits = [choice.ranges[file.name(tensor)] for tensor in (attention.q, attention.k, attention.v)]
+            operands = [choice.ranges[file.name(tensor)] for tensor in (attention.q, attention.k, attention.v)]
             inside = [choice.ranges[file.name(tensor)] for tensor in (attention.s, attention.p, attention.y)]
-        layer.attending = Attending(*limits, *inside, sources[1] in made and made[sources[1]].bias < 0)
+        (q, k, v), (scores, shares, outputs) = operands, inside
+        unbiased = sources[1] in made and made[sources[1]].bias < 0
+        layer.attending = Attending(q, k, v, scores, shares, outputs, unbiased)
         _become(layer, RoundedAttention, type(layer))
         for source in () if layer.qk_norm else sources:  # after a norm they are not what the projection gives
             made.pop(source, None)
@@ -148,18 +151,21 @@ def _outputs(
     That is not always what the file's layer is named after: a norm or a scale that comes next is in its weights. Equal
     values on an image tell.
     """
-    runner, model = litert.of_bytes(bytes(file.bytes()), keep=True), {}
+    runner = litert.of_bytes(bytes(file.bytes()), keep=True)
+    model: dict[str, np.ndarray] = {}
     runner.set_tensor(runner.get_input_details()[0]["index"], image)
     runner.invoke()
     traced(image, trace=model)
     ends, readers = {node.layer: node.output for node in traced.nodes}, traced.consumers()
-    found, parts = {}, {}
+    found: dict[str, Limits] = {}
+    parts: dict[str, list[tuple[np.ndarray, tuple[float, float]]]] = {}
     for layer in made:
         parts.setdefault(layer.name, []).append((runner.get_tensor(layer.y), choice.ranges[file.name(layer.y)]))
-    for path, rounded in parts.items():
+    for name, rounded in parts.items():
+        path: str | None = name
         place = None
         for _ in range(HOPS):
-            if path not in ends:
+            if path is None or path not in ends:
                 break
             limits = _limits(model[ends[path].name], rounded)
             place = (path, limits) if limits is not None and path in layers else place
@@ -190,13 +196,13 @@ def _gains(
     """Layer -> (gain, shift or None), variables (I) of the norm before it that `rewrite` folds into its weights."""
     variables = {v.path: v for v in model.weights}
     kept = {constant.name for constant in written.constants()}
-    made = {value: node for node in traced.nodes for value in node.outputs}
+    made: dict[Value | None, Node] = {value: node for node in traced.nodes for value in node.outputs}
 
     def variable(value: Value) -> keras.Variable | None:
         """The one that a constant holds, by name or, where it got another shape, by the layer and its data."""
         if value.name in variables:
             return variables[value.name]
-        layer, data = value.name.rpartition("/")[0], value.data.reshape(-1)
+        layer, data = value.name.rpartition("/")[0], cast(np.ndarray, value.data).reshape(-1)
         own = [v for v in model.weights if v.path.rpartition("/")[0] == layer and math.prod(v.shape) == data.size]
         return next((v for v in own if (ops.convert_to_numpy(v).reshape(-1) == data).all()), None)
 
@@ -220,7 +226,7 @@ def _gains(
         else:
             before, gain = split(before, "mul")
         if gain is not None and gain.name not in kept and (scale := variable(gain)) is not None:
-            path = node.inputs[1].name.removesuffix("/kernel")
+            path = cast(Value, node.inputs[1]).name.removesuffix("/kernel")
             found[path] = scale, None if shift is None else variable(shift)
     return found
 
@@ -292,7 +298,7 @@ class Rounding:
         if self.inputs is None:
             return x
         if self.inputs != "each":
-            return within(x, self.inputs)
+            return within(x, cast(Limits, self.inputs))
         low, high = (f(ops.stop_gradient(x), axes, keepdims=True) for f in (ops.min, ops.max))
         return straight_through(fake_quantize(x, low, high), x)
 
@@ -400,7 +406,7 @@ class RoundedOutputs:
     outputs: Limits
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        y = super().call(*args, **kwargs)
+        y = super().call(*args, **kwargs)  # type: ignore[misc]  # of the layer that it is mixed into
         return y if isinstance(y, keras.KerasTensor) else within(y, self.outputs)
 
 
@@ -408,10 +414,11 @@ class RoundedAttention:
     """A `MultiHeadAttention` as the file computes it; `attending` says how."""
 
     attending: Attending
+    qkv: Any  # of the layer that it is mixed into
 
     def attend(self, q: Any, k: Any, v: Any) -> Any:
         if isinstance(q, keras.KerasTensor):
-            return super().attend(q, k, v)
+            return super().attend(q, k, v)  # type: ignore[misc]  # of the layer that it is mixed into
         return self.attending(q, k, v, _bias(self.qkv) if self.attending.unbiased else None)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import typing
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -181,9 +181,9 @@ def _check(metric: str, max_drop: float, images: np.ndarray, labels: np.ndarray 
 def _drop(check: Verification, metric: Metric) -> float:
     """What a file loses, in percent."""
     if metric == "top1":
-        return 100 * (check.reference_top1 - check.top1)
+        return 100 * (cast(float, check.reference_top1) - cast(float, check.top1))
     if metric == "agreement":
-        return 100 * (1 - check.top1_agreement)
+        return 100 * (1 - cast(float, check.top1_agreement))
     return 100 * 10 ** (-check.sqnr_db / 20)
 
 

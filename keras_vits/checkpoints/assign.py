@@ -16,11 +16,14 @@ file may put before its names.
 
 import math
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
 from keras_vits._util.keras_private import set_value
 
+Table = dict[Any, Any]  # one of `VisionModel.names`
 LEAVES = {  # of Keras -> of PyTorch; a name that is not here is the same in both
     "kernel": "weight",
     "gamma": "weight",
@@ -30,7 +33,7 @@ LEAVES = {  # of Keras -> of PyTorch; a name that is not here is the same in bot
 }
 
 
-def adapt_channels(kernel, channels):
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     """A first convolution's kernel (O,I,h,w) for images of another number of channels, of about the same response.
 
     One channel gets the sum of the kernels; several get them in turn, scaled by I / channels. As timm does it.
@@ -43,14 +46,14 @@ def adapt_channels(kernel, channels):
     return np.tile(kernel, (1, math.ceil(channels / given), 1, 1))[:, :channels].astype("float32") * (given / channels)
 
 
-def table_of(names, format, model):
+def table_of(names: Mapping[str, Table], format: str, model: str) -> Table:
     """The weight table of a format."""
     if format not in names:
         raise ValueError(f"{model} has no weight table for {format!r}; it has: {', '.join(names)}.")
     return names[format]
 
 
-def resolved(table, tensors):
+def resolved(table: Table, tensors: Mapping[str, np.ndarray]) -> tuple[Table, dict[str, np.ndarray]]:
     """A table with those names of its lists that a file has, and the file's tensors without what precedes the names."""
     prefixes = tuple(f"{name}." for name in table.get("", ()))
     bare = lambda name: name[len(next((p for p in prefixes if name.startswith(p)), "")) :]
@@ -60,14 +63,21 @@ def resolved(table, tensors):
     return {**table, **chosen}, tensors
 
 
-def find(tensors, table, layer, rank):
+def find(tensors: Mapping[str, np.ndarray], table: Table, layer: str, rank: int) -> str | None:
     """Name of the first source tensor of this rank in one of our layers or what is inside it, or `None`."""
     targets = [target for row, target in table.items() if isinstance(target, str) and row and _under(row, layer)]
     found = (name for target in targets for name in tensors if name.startswith(f"{target}."))
     return next((name for name in found if tensors[name].ndim == rank), None)
 
 
-def assign(model, tensors, source, format, skip=(), image_size=None):
+def assign(
+    model: Any,
+    tensors: Mapping[str, np.ndarray],
+    source: Any,
+    format: str,
+    skip: Sequence[str] = (),
+    image_size: tuple[int, int] | None = None,
+) -> None:
     """Sets every weight of the model from source tensors, or raises and sets none.
 
     Args:
@@ -92,11 +102,11 @@ def assign(model, tensors, source, format, skip=(), image_size=None):
     values, missing, misshapen = [], [], []
     unused = {name for name in tensors if not any(pattern.match(name) for pattern in ignored)}
 
-    def take(name):
+    def take(name: str) -> np.ndarray:
         unused.discard(name)
         return tensors[name]
 
-    take.image_size = image_size
+    cast(Any, take).image_size = image_size
     for variable in model.weights:
         path, shape = variable.path, tuple(variable.shape)
         if path.endswith("seed_generator_state"):
@@ -130,7 +140,7 @@ def assign(model, tensors, source, format, skip=(), image_size=None):
         set_value(variable, value.astype("float32"))
 
 
-def _row(table, path):
+def _row(table: Table, path: str) -> tuple[str, dict[str, int], str]:
     """The longest row (of two, the more literal) that a weight's path begins with, its numbers, and the path's rest."""
     found = []
     for row in filter(None, table):
@@ -142,16 +152,16 @@ def _row(table, path):
     return max(found, key=lambda f: f[:2])[2:]
 
 
-def _pattern(name, separator):
+def _pattern(name: str, separator: str) -> re.Pattern[str]:
     """Regular expression of a layer's name and everything below it; `{i}` is a number."""
     return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(name)) + rf"(?=$|\{separator})")
 
 
-def _under(path, name):
+def _under(path: str, name: str) -> bool:
     return path == name or path.startswith(f"{name}/")
 
 
-def _sources(target, numbers, rest):
+def _sources(target: Any, numbers: dict[str, int], rest: str) -> list[str]:
     """Names of the source tensors that make one of our weights; `rest` is its path below the row."""
     if target is None or callable(target):
         return []
@@ -161,7 +171,7 @@ def _sources(target, numbers, rest):
     return [".".join([name.format(**numbers), *below]) for name in ([target] if isinstance(target, str) else target)]
 
 
-def _layout(kernel, shape):
+def _layout(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """PyTorch's kernel (out,in) or (out,in,h,w) in the layout of ours, which has this shape."""
     if len(shape) == 2 and kernel.shape[2:] in ((), (1, 1)):
         return kernel.reshape(kernel.shape[:2]).T

@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import pathlib
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from keras_vits.preprocess import Preprocessing
 
@@ -49,7 +51,20 @@ def table() -> tuple[Checkpoint, ...]:
         return tuple(_checkpoint(**row) for row in csv.DictReader(file))
 
 
-def _checkpoint(*, variant, tag, hub_id, license, num_classes, top1, image_size, mean, std, crop, **texts):
+def _checkpoint(
+    *,
+    variant: str,
+    tag: str,
+    hub_id: str,
+    license: str,
+    num_classes: str,
+    top1: str,
+    image_size: str,
+    mean: str,
+    std: str,
+    crop: str,
+    **texts: str,
+) -> Checkpoint:
     numbers = lambda text, kind=float: tuple(map(kind, text.split()))
     preprocessing = Preprocessing(
         image_size=numbers(image_size, int), mean=numbers(mean), std=numbers(std), crop=float(crop), **texts
@@ -83,17 +98,17 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
 
 
-def class_names(config):
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The classes of a checkpoint that names none, from its `config.json`: ImageNet-1k's, or `None`."""
     published = config.get("pretrained_cfg", {})
     trained_on_imagenet = published.get("num_classes") == 1000 and "in1k" in (published.get("tag") or "")
     return imagenet_classes() if trained_on_imagenet else None
 
 
-_named = set()  # licences that this process has been told of
+_named: set[str] = set()  # licences that this process has been told of
 
 
-def name_license(source, config):
+def name_license(source: Any, config: Mapping[str, Any]) -> None:
     """Warns, once in a process for each licence, that it restricts what a checkpoint may be used for.
 
     Args:

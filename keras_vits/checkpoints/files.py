@@ -60,7 +60,7 @@ def read(file: pathlib.Path, allow_pickle: bool = False) -> dict[str, np.ndarray
         raise ValueError(f"{file} is truncated or not a safetensors file ({e}): download it again.") from None
 
 
-def _read_pickle(file, allow_pickle):
+def _read_pickle(file: pathlib.Path, allow_pickle: bool) -> dict[str, np.ndarray]:
     if not allow_pickle:
         raise ValueError(
             f"{file} is not a .safetensors file. A pickled .pt or .pth file is read only by "

@@ -83,7 +83,7 @@ class Timm:
     def size(self) -> tuple[int, int] | None:
         """(height, width) in pixels that the checkpoint was made for, or `None`."""
         size = self.pretrained_cfg.input_size
-        return size and tuple(size[1:])
+        return (size[1], size[2]) if size else None
 
     def class_names(self, classes: int) -> list[str] | None:
         """K names, or `None` if not every class is named."""
@@ -95,7 +95,7 @@ class Timm:
         published = {ours: getattr(self.pretrained_cfg, theirs) for ours, theirs in FIELDS.items()}
         return {name: value for name, value in published.items() if value is not None}
 
-    def settings(self, cls: type, variant: Mapping[str, Any], source: Any) -> dict[str, Any]:
+    def settings(self, cls: type[Any], variant: Mapping[str, Any], source: Any) -> dict[str, Any]:
         """Fields of a family's Config, from `model_args` and `global_pool`; `variant` has those of the architecture."""
         args = {name: value for name, value in (self.model_args or {}).items() if name not in TRAINING_ARGS}
         fields = {field.name: field.default for field in dataclasses.fields(cls.Config)}
@@ -160,7 +160,7 @@ class Transformers:
         names = [given.get(str(i), "") for i in range(classes)]
         return names if len(given) == classes and all(names) and names[:1] != ["LABEL_0"] else None
 
-    def settings(self, cls: type, variant: Mapping[str, Any], source: Any) -> dict[str, Any]:
+    def settings(self, cls: type[Any], variant: Mapping[str, Any], source: Any) -> dict[str, Any]:
         """Fields of a family's Config."""
         values = {ours: getattr(self, theirs) for ours, theirs in SETTINGS.items()}
         given = {name: value for name, value in values.items() if value is not None}

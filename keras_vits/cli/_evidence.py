@@ -3,7 +3,7 @@
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -161,7 +161,7 @@ def demo(
     _show(found.rows)
     for format in dict.fromkeys(row.artifact.format for row in found.rows):
         if phone := target(format).traits.phone:
-            row, reason = recommend(found.rows, format)
+            row, reason = cast(tuple[Any, str], recommend(found.rows, format))
             console.print(f"{phone:8}{row.artifact.path}  ({reason})")
     console.print(f"{'Report':8}{found.report.html}  (everything took {found.seconds:.0f} s)")
 

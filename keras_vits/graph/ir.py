@@ -167,9 +167,9 @@ class Graph:
                 found[value] = result.astype(DTYPES[value.dtype], copy=False)
                 if trace is not None:
                     trace[value.name] = found[value]
-            for value in node.inputs:
-                if last.get(value) == i and value not in keep:
-                    found.pop(value, None)
+            for used in node.inputs:
+                if used is not None and last.get(used) == i and used not in keep:
+                    found.pop(used, None)
         return [value.data if value.data is not None else found[value] for value in self.outputs]
 
 

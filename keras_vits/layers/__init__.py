@@ -4,7 +4,6 @@ from keras_vits.layers.attention import MultiHeadAttention
 from keras_vits.layers.base import SameShape
 from keras_vits.layers.conv import ConvNorm, InvertedResidual
 from keras_vits.layers.drop import DropPath, drop_path_rates
-from keras_vits.layers.fold import fold, unfold
 from keras_vits.layers.linear_attention import (
     ATTENTIONS,
     CrossCovarianceAttention,
@@ -19,6 +18,7 @@ from keras_vits.layers.mlp import Mlp
 from keras_vits.layers.norm import GroupNorm, LayerScale
 from keras_vits.layers.position import PositionEmbedding
 from keras_vits.layers.transformer import TransformerBlock
+from keras_vits.layers.window import fold, unfold
 
 __all__ = [
     "ATTENTIONS",

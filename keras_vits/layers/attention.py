@@ -1,8 +1,10 @@
 """Softmax attention."""
 
+from typing import Any
+
 from keras import layers, ops
 
-from keras_vits.layers.base import SameShape
+from keras_vits.layers.base import SameShape, Shape
 
 
 class MultiHeadAttention(SameShape):
@@ -18,12 +20,20 @@ class MultiHeadAttention(SameShape):
         epsilon: of these two LayerNorms.
     """
 
-    def __init__(self, heads, qkv_bias=True, dropout=0.0, qk_norm=False, epsilon=1e-6, **kwargs):
+    def __init__(
+        self,
+        heads: int,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        qk_norm: bool = False,
+        epsilon: float = 1e-6,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.heads, self.qkv_bias, self.dropout = heads, qkv_bias, dropout
         self.qk_norm, self.epsilon = qk_norm, epsilon
 
-    def build(self, shape):
+    def build(self, shape: Shape) -> None:
         batch, tokens, width = shape
         if width % self.heads:
             raise ValueError(f"heads must divide the width; received heads={self.heads}, width={width}.")
@@ -40,7 +50,7 @@ class MultiHeadAttention(SameShape):
             self.q_norm.build((batch, tokens, self.heads, width // self.heads))
             self.k_norm.build((batch, tokens, self.heads, width // self.heads))
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         tokens, width = x.shape[1:]
         qkv = self.qkv(x)
         q, k, v = (
@@ -51,6 +61,6 @@ class MultiHeadAttention(SameShape):
             q, k = self.q_norm(q), self.k_norm(k)
         return self.drop(self.out(ops.reshape(self.attend(q, k, v), (-1, tokens, width))))
 
-    def attend(self, q, k, v):
+    def attend(self, q: Any, k: Any, v: Any) -> Any:
         """softmax(q k' / sqrt(d)) v of queries, keys and values (B,N,heads,d)."""
         return ops.dot_product_attention(q, k, v)

@@ -1,6 +1,10 @@
 """The base of layers that keep their input's shape."""
 
+from typing import Any
+
 from keras import layers
+
+Shape = tuple[int | Any, ...]  # a batch of any size is None; no layer computes with it, so no type checker asks
 
 
 class SameShape(layers.Layer):
@@ -9,5 +13,5 @@ class SameShape(layers.Layer):
     Saying so spares Keras from running the layer once, symbolically, to find out: a model is created many times faster.
     """
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: Shape) -> Shape:
         return shape

@@ -1,7 +1,10 @@
 """Convolution blocks of the mobile families."""
 
+from typing import Any
+
 from keras import layers, ops
 
+from keras_vits.layers.base import Shape
 from keras_vits.layers.drop import DropPath
 from keras_vits.layers.mlp import activation_function
 
@@ -20,7 +23,16 @@ class ConvNorm(layers.Layer):
         norm: name of the batch normalisation, which is part of its weights' paths.
     """
 
-    def __init__(self, width, kernel_size=1, strides=1, activation="silu", epsilon=1e-5, norm="bn", **kwargs):
+    def __init__(
+        self,
+        width: int | None,
+        kernel_size: int = 1,
+        strides: int = 1,
+        activation: str | None = "silu",
+        epsilon: float | None = 1e-5,
+        norm: str = "bn",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.activation, self.act = activation, activation_function(activation)
         self.epsilon, self.norm_name = epsilon, norm
@@ -40,19 +52,19 @@ class ConvNorm(layers.Layer):
             bn = layers.BatchNormalization(epsilon=epsilon, momentum=0.9, name=norm, dtype=self.dtype_policy)
             setattr(self, norm, bn)  # Keras files name a layer's weights after its attribute
 
-    def build(self, shape):
+    def build(self, shape: Shape) -> None:
         self.conv.build(self._padded(shape))
         if self.epsilon is not None:
             getattr(self, self.norm_name).build(self.compute_output_shape(shape))
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: Shape) -> Shape:
         return self.conv.compute_output_shape(self._padded(shape))
 
-    def _padded(self, shape):
+    def _padded(self, shape: Shape) -> Shape:
         batch, height, width, channels = shape
         return batch, height + 2 * self.border, width + 2 * self.border, channels
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         if self.border:
             x = ops.pad(x, ((0, 0), (self.border, self.border), (self.border, self.border), (0, 0)))
         x = self.conv(x)
@@ -69,14 +81,14 @@ class InvertedResidual(layers.Layer):
         drop_path: probability that a sample loses the branch beside x in training.
     """
 
-    def __init__(self, width, strides=1, expansion=4, drop_path=0.0, **kwargs):
+    def __init__(self, width: int, strides: int = 1, expansion: int = 4, drop_path: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.width, self.strides, self.expansion = width, strides, expansion
         self.depthwise = ConvNorm(None, 3, strides, name="depthwise", dtype=self.dtype_policy)
         self.project = ConvNorm(width, activation=None, name="project", dtype=self.dtype_policy)
         self.drop_path = DropPath(drop_path, name="drop_path", dtype=self.dtype_policy)
 
-    def build(self, shape):
+    def build(self, shape: Shape) -> None:
         hidden = self.expansion * shape[-1]
         self.expand = ConvNorm(hidden, name="expand", dtype=self.dtype_policy)
         self.expand.build(shape)
@@ -85,9 +97,9 @@ class InvertedResidual(layers.Layer):
         self.drop_path.build(shape)
         self.residual = self.strides == 1 and shape[-1] == self.width
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: Shape) -> Shape:
         return (*self.depthwise.compute_output_shape(shape)[:-1], self.width)
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         y = self.project(self.depthwise(self.expand(x)))
         return x + self.drop_path(y) if self.residual else y

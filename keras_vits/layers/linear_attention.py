@@ -6,10 +6,11 @@ under a 16-bit policy.
 """
 
 import math
+from typing import Any
 
 from keras import backend, initializers, layers, ops, random
 
-from keras_vits.layers.base import SameShape
+from keras_vits.layers.base import SameShape, Shape
 
 
 class LinearAttention(SameShape):
@@ -21,11 +22,11 @@ class LinearAttention(SameShape):
         dropout: probability of dropping an element of the output in training.
     """
 
-    def __init__(self, heads, qkv_bias=True, dropout=0.0, **kwargs):
+    def __init__(self, heads: int, qkv_bias: bool = True, dropout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.heads, self.qkv_bias, self.dropout = heads, qkv_bias, dropout
 
-    def build(self, shape):
+    def build(self, shape: Shape) -> None:
         width = shape[-1]
         if width % self.heads:
             raise ValueError(f"heads must divide the width; received heads={self.heads}, width={width}.")
@@ -35,15 +36,15 @@ class LinearAttention(SameShape):
         self.qkv.build(shape)
         self.out.build(shape)
 
-    def qkv_width(self, width):
+    def qkv_width(self, width: int) -> int:
         """Outputs of the joint projection, from D."""
         return 3 * width
 
-    def attend(self, q, k, v):
+    def attend(self, q: Any, k: Any, v: Any) -> Any:
         """The heads' outputs (B,heads,N,d), from queries, keys and values of this shape."""
         raise NotImplementedError("A linear attention must define attend(q, k, v).")
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         tokens, width = x.shape[1:]
         qkv = wide(self.qkv(x))
         q, k, v = (
@@ -57,12 +58,12 @@ class LinearAttention(SameShape):
         return self.drop(self.out(ops.cast(y, self.compute_dtype)))
 
 
-def wide(x):
+def wide(x: Any) -> Any:
     """x in float32 or wider: a sum over thousands of tokens overflows, or stops growing, in 16 bits."""
     return ops.cast(x, backend.result_type(backend.standardize_dtype(x.dtype), "float32"))
 
 
-def kernel_attention(q, k, v, epsilon):
+def kernel_attention(q: Any, k: Any, v: Any, epsilon: float) -> Any:
     """q (k'v) / (q (k'1) + epsilon) of features q, k >= 0 (B,heads,N,features) and v (B,heads,N,d).
 
     Equation 5 of Katharopoulos et al., arXiv 2006.16236. Keys are divided by sqrt(N), which cancels: where a phone
@@ -83,7 +84,7 @@ class KernelAttention(LinearAttention):
     Transformers are RNNs (Katharopoulos et al., arXiv 2006.16236), equations 5 and 7; 1e-6 is added to the divisor.
     """
 
-    def attend(self, q, k, v):
+    def attend(self, q: Any, k: Any, v: Any) -> Any:
         return kernel_attention(ops.elu(q) + 1, ops.elu(k) + 1, v, 1e-6)
 
 
@@ -94,7 +95,7 @@ class ReLULinearAttention(LinearAttention):
     tokens around it are in `models/efficientvit.py`.
     """
 
-    def attend(self, q, k, v):
+    def attend(self, q: Any, k: Any, v: Any) -> Any:
         return kernel_attention(ops.relu(q), ops.relu(k), v, 1e-5)
 
 
@@ -113,11 +114,19 @@ class FavorAttention(LinearAttention):
         seed: of the rows w.
     """
 
-    def __init__(self, heads, qkv_bias=True, dropout=0.0, features=None, seed=0, **kwargs):
+    def __init__(
+        self,
+        heads: int,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        features: int | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(heads, qkv_bias, dropout, **kwargs)
         self.features, self.seed = features, seed
 
-    def build(self, shape):
+    def build(self, shape: Shape) -> None:
         super().build(shape)
         size = shape[-1] // self.heads
         self.projection = self.add_weight(
@@ -128,7 +137,7 @@ class FavorAttention(LinearAttention):
             name="projection",
         )
 
-    def draw(self, shape, dtype=None):
+    def draw(self, shape: tuple[int, int], dtype: Any = None) -> Any:
         """Rows w as columns (d,m): of random orthogonal matrices (d,d), as long as normal random vectors."""
         size, count = shape
         blocks = [
@@ -137,13 +146,13 @@ class FavorAttention(LinearAttention):
         length = ops.norm(random.normal(shape, dtype=dtype, seed=self.seed), axis=0)
         return ops.concatenate(blocks, axis=1)[:, :count] * length
 
-    def positive(self, x, axes):
+    def positive(self, x: Any, axes: int | tuple[int, ...]) -> Any:
         """f(x) (B,heads,N,m) of x (B,heads,N,d), scaled so that the largest value over the axes is 1."""
         x = x * x.shape[-1] ** -0.25
         exponent = ops.matmul(x, self.projection) - 0.5 * ops.sum(x * x, axis=-1, keepdims=True)
         return ops.exp(exponent - ops.stop_gradient(ops.max(exponent, axis=axes, keepdims=True))) + 1e-6
 
-    def attend(self, q, k, v):
+    def attend(self, q: Any, k: Any, v: Any) -> Any:
         return kernel_attention(self.positive(q, -1), self.positive(k, (2, 3)), v, 0.0)
 
 
@@ -153,7 +162,7 @@ class EfficientAttention(LinearAttention):
     Efficient Attention (Shen et al., arXiv 1812.01243), section 3.2, with the softmax normalisation.
     """
 
-    def attend(self, q, k, v):
+    def attend(self, q: Any, k: Any, v: Any) -> Any:
         k = ops.softmax(ops.transpose(k, (0, 1, 3, 2)), axis=-1)
         return ops.matmul(ops.softmax(q, axis=-1), ops.matmul(k, v))
 
@@ -165,11 +174,11 @@ class CrossCovarianceAttention(LinearAttention):
     section 3.2; as timm's XCA.
     """
 
-    def build(self, shape):
+    def build(self, shape: Shape) -> None:
         super().build(shape)
         self.temperature = self.add_weight(shape=(self.heads, 1, 1), initializer="ones", name="temperature")
 
-    def attend(self, q, k, v):
+    def attend(self, q: Any, k: Any, v: Any) -> Any:
         q, k = (ops.normalize(x, axis=2, order=2, epsilon=1e-12) for x in (q, k))
         scores = ops.softmax(ops.matmul(ops.transpose(q, (0, 1, 3, 2)), k) * self.temperature, axis=-1)  # (B,heads,d,d)
         return ops.matmul(v, ops.transpose(scores, (0, 1, 3, 2)))
@@ -187,11 +196,11 @@ class LinformerAttention(LinearAttention):
         rank: number of keys and values that the tokens are projected to.
     """
 
-    def __init__(self, heads, qkv_bias=True, dropout=0.0, rank=64, **kwargs):
+    def __init__(self, heads: int, qkv_bias: bool = True, dropout: float = 0.0, rank: int = 64, **kwargs: Any) -> None:
         super().__init__(heads, qkv_bias, dropout, **kwargs)
         self.rank = rank
 
-    def build(self, shape):
+    def build(self, shape: Shape) -> None:
         super().build(shape)
         if shape[1] is None:
             raise ValueError(f"Linformer needs a fixed number of tokens N; received the shape {tuple(shape)}.")
@@ -200,7 +209,7 @@ class LinformerAttention(LinearAttention):
             for name in ("key", "value")
         )
 
-    def attend(self, q, k, v):
+    def attend(self, q: Any, k: Any, v: Any) -> Any:
         k = ops.matmul(ops.transpose(k, (0, 1, 3, 2)), self.key_projection)  # (B,heads,d,rank)
         v = ops.matmul(ops.transpose(v, (0, 1, 3, 2)), self.value_projection)
         scores = ops.softmax(ops.matmul(q * q.shape[-1] ** -0.5, k), axis=-1)  # (B,heads,N,rank)
@@ -214,10 +223,10 @@ class SeparableSelfAttention(LinearAttention):
     d channels of k.
     """
 
-    def qkv_width(self, width):
+    def qkv_width(self, width: int) -> int:
         return self.heads + 2 * width
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         width = x.shape[-1]
         qkv = self.qkv(x)
         scores = ops.softmax(ops.swapaxes(wide(qkv[..., : self.heads]), -1, -2))  # (...,heads,N)

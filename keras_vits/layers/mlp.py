@@ -5,9 +5,9 @@ from typing import Any
 
 from keras import activations, layers, ops
 
-from keras_vits.layers.base import SameShape
+from keras_vits.layers.base import SameShape, Shape
 
-ACTIVATIONS = {  # beside those that Keras knows by name
+ACTIVATIONS: dict[str | None, Callable[[Any], Any]] = {  # beside those that Keras knows by name
     "gelu_tanh": lambda x: ops.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),  # of OpenAI's CLIP
 }
@@ -31,19 +31,21 @@ class Mlp(SameShape):
         gated: whether half of fc1's outputs multiply the other half.
     """
 
-    def __init__(self, hidden, activation="gelu", dropout=0.0, gated=False, **kwargs):
+    def __init__(
+        self, hidden: int, activation: str | None = "gelu", dropout: float = 0.0, gated: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.hidden, self.activation, self.dropout, self.gated = hidden, activation, dropout, gated
         self.act = activation_function(activation)
 
-    def build(self, shape):
+    def build(self, shape: Shape) -> None:
         self.fc1 = layers.Dense(self.hidden * (2 if self.gated else 1), name="fc1", dtype=self.dtype_policy)
         self.fc2 = layers.Dense(shape[-1], name="fc2", dtype=self.dtype_policy)
         self.drop = layers.Dropout(self.dropout, name="drop", dtype=self.dtype_policy)
         self.fc1.build(shape)
         self.fc2.build((*shape[:-1], self.hidden))
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         x = self.fc1(x)
         if self.gated:
             x = self.act(x[..., : self.hidden]) * x[..., self.hidden :]

@@ -1,8 +1,10 @@
 """Normalisation and gains of channels."""
 
+from typing import Any
+
 from keras import initializers, ops
 
-from keras_vits.layers.base import SameShape
+from keras_vits.layers.base import SameShape, Shape
 
 
 class GroupNorm(SameShape):
@@ -17,20 +19,20 @@ class GroupNorm(SameShape):
         epsilon: added to the variance.
     """
 
-    def __init__(self, groups=32, epsilon=1e-5, **kwargs):
+    def __init__(self, groups: int = 32, epsilon: float = 1e-5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.groups, self.epsilon = groups, epsilon
 
-    def build(self, shape):
+    def build(self, shape: Shape) -> None:
         if shape[-1] % self.groups:
             raise ValueError(f"groups must divide the channels; received groups={self.groups}, channels={shape[-1]}.")
         self.gamma = self.add_weight(shape=shape[-1:], initializer="ones", name="gamma")
         self.beta = self.add_weight(shape=shape[-1:], initializer="zeros", name="beta")
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         return self.normalized(x) * self.gamma + self.beta
 
-    def normalized(self, x):
+    def normalized(self, x: Any) -> Any:
         """Zero mean and unit variance of each group."""
         if self.groups == 1:
             return ops.layer_normalization(x, axis=[1, 2, 3], epsilon=self.epsilon)
@@ -48,12 +50,12 @@ class LayerScale(SameShape):
         initial: what the gains begin with.
     """
 
-    def __init__(self, initial, **kwargs):
+    def __init__(self, initial: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.initial = initial
 
-    def build(self, shape):
+    def build(self, shape: Shape) -> None:
         self.scale = self.add_weight(shape=shape[-1:], initializer=initializers.Constant(self.initial), name="scale")
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         return x * self.scale

@@ -1,9 +1,11 @@
 """The pre-norm encoder block of the vision transformer."""
 
+from typing import Any
+
 from keras import layers
 
 from keras_vits.layers.attention import MultiHeadAttention
-from keras_vits.layers.base import SameShape
+from keras_vits.layers.base import SameShape, Shape
 from keras_vits.layers.drop import DropPath
 from keras_vits.layers.mlp import Mlp
 from keras_vits.layers.norm import LayerScale
@@ -31,24 +33,24 @@ class TransformerBlock(SameShape):
 
     def __init__(
         self,
-        heads,
-        mlp_hidden,
-        epsilon,
-        activation="gelu",
-        dropout=0.0,
-        drop_path=0.0,
-        qkv_bias=True,
-        qk_norm=False,
-        layer_scale=0.0,
-        gated=False,
-        attention="softmax",
-        **kwargs,
-    ):
+        heads: int,
+        mlp_hidden: int,
+        epsilon: float,
+        activation: str | None = "gelu",
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        layer_scale: float = 0.0,
+        gated: bool = False,
+        attention: str = "softmax",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         dtype = self.dtype_policy
         self.norm1 = layers.LayerNormalization(epsilon=epsilon, name="norm1", dtype=dtype)
         if attention == "softmax":
-            self.attention = MultiHeadAttention(
+            self.attention: SameShape = MultiHeadAttention(
                 heads, qkv_bias, dropout, qk_norm, epsilon, name="attention", dtype=dtype
             )
         else:
@@ -58,17 +60,17 @@ class TransformerBlock(SameShape):
         self.drop_path = DropPath(drop_path, name="drop_path", dtype=dtype)
         self.scales = [LayerScale(layer_scale, name=f"scale{i}", dtype=dtype) for i in (1, 2) if layer_scale]
 
-    def build(self, shape):
+    def build(self, shape: Shape) -> None:
         for layer in (self.norm1, self.attention, self.norm2, self.mlp, self.drop_path, *self.scales):
             layer.build(shape)
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         scale1, scale2 = self.scales or (lambda x: x, lambda x: x)
         x = x + self.drop_path(scale1(self.attention(self.norm1(x))))
         return x + self.drop_path(scale2(self.mlp(self.norm2(x))))
 
 
-def _linear(name):
+def _linear(name: str) -> type[SameShape]:
     from keras_vits.layers.linear_attention import ATTENTIONS
 
     if name not in ATTENTIONS:

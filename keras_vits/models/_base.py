@@ -5,7 +5,8 @@ import dataclasses
 import fnmatch
 import math
 import os
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import keras
 from keras import ops
@@ -22,7 +23,7 @@ from keras_vits._util.resampling import resample_positions
 from keras_vits.heads import Classifier, Head, PooledFeatures
 from keras_vits.layers import _names as layer_names
 from keras_vits.preprocess import Preprocessing
-from keras_vits.specs import InputSpec
+from keras_vits.specs import InputSpec, OutputSpec
 
 STATE = {"moving_mean", "moving_variance", "seed_generator_state"}  # variables that a layer changes when it is called
 
@@ -71,10 +72,12 @@ class VisionModel(keras.Model):
         ValueError: a hyper-parameter that does not exist or is impossible.
     """
 
-    Config = None
-    variants = {}
-    names = {}  # source format -> {our layer name: the source's layer name}; see checkpoints/assign.py
-    preprocessing_defaults = {}  # fields of Preprocessing that the family's published weights were trained with
+    Config: ClassVar[Any] = None
+    variants: ClassVar[dict[str, dict[str, Any]]] = {}
+    # Source format -> {our layer name: the source's layer name}; see checkpoints/assign.py.
+    names: ClassVar[dict[str, dict[Any, Any]]] = {}
+    # Fields of Preprocessing that the family's published weights were trained with.
+    preprocessing_defaults: ClassVar[dict[str, Any]] = {}
 
     @staticmethod
     def backbone(cfg: Any, image: keras.KerasTensor) -> keras.KerasTensor:
@@ -87,29 +90,29 @@ class VisionModel(keras.Model):
         return Classifier(cfg.num_classes) if cfg.num_classes else PooledFeatures()
 
     @staticmethod
-    def size_multiple(cfg):
+    def size_multiple(cfg: Any) -> int:
         """What the image's height and width must be multiples of, in pixels."""
         return 1
 
-    def __new__(cls, inputs=None, outputs=None, name=None, **_):
+    def __new__(cls, inputs: Any = None, outputs: Any = None, name: str | None = None, **_: Any) -> Any:
         if inputs is not None and not hasattr(outputs, "_vision_model"):
             return keras.Model(inputs, outputs, name=name)
         return super().__new__(cls)
 
     def __init__(
         self,
-        inputs=None,
-        outputs=None,
-        name=None,
+        inputs: Any = None,
+        outputs: Any = None,
+        name: str | None = None,
         *,
-        dtype=None,
-        trainable=True,
-        preprocessing=None,
-        class_names=None,
-        frozen=(),
-        remat=False,
-        **hyperparameters,
-    ):
+        dtype: Any = None,
+        trainable: bool = True,
+        preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
+        frozen: Sequence[str] = (),
+        remat: bool = False,
+        **hyperparameters: Any,
+    ) -> None:
         if inputs is not None:
             self._become_clone(outputs._vision_model, inputs, outputs, name)
             return
@@ -134,7 +137,7 @@ class VisionModel(keras.Model):
         )
         self.class_names = class_names
 
-    def _cloned(self, made, outputs):
+    def _cloned(self, made: dict[Any, Any], outputs: Any) -> None:
         """Tells a clone what it was made of: `keras.models.clone_model` passes the results to a constructor with Keras'
         own three arguments, if a class has such a one, but no configuration. A clone whose layers differ is another
         architecture, which Keras' plain functional model describes.
@@ -143,43 +146,43 @@ class VisionModel(keras.Model):
         if made and not any(changed) and tuple(outputs.shape) == tuple(self.outputs[0].shape):
             outputs._vision_model = self
 
-    def _become_clone(self, model, inputs, outputs, name):
+    def _become_clone(self, model: Any, inputs: Any, outputs: Any, name: str | None) -> None:
         super().__init__(inputs=inputs, outputs=outputs, name=name)
         self.dtype_policy, self.trainable, self.remat = model.dtype_policy, model.trainable, model.remat
         self.cfg, self.preprocessing, self.class_names = model.cfg, model.preprocessing, model.class_names
         self._freeze(model._frozen)
 
-    def _freeze(self, frozen):
+    def _freeze(self, frozen: Sequence[str]) -> None:
         inside = {layer.path: layer for layer in flatten_layers(self)} if any("/" in path for path in frozen) else {}
         for path in frozen:
             (inside[path] if path in inside else self.get_layer(path)).trainable = False
 
     @property
-    def class_names(self):
+    def class_names(self) -> list[str] | None:
         """Names of the K classes in the order of the logits, or `None`."""
         return list(self._class_names) if self._class_names else None
 
     @class_names.setter
-    def class_names(self, names):
+    def class_names(self, names: Sequence[str] | None) -> None:
         names = tuple(str(n) for n in names) if names else ()
         if names and len(names) != self.cfg.num_classes:
             raise ValueError(f"class_names has {len(names)} names but the model has {self.cfg.num_classes} classes.")
         self._class_names = names
 
     @property
-    def input_specs(self):
+    def input_specs(self) -> tuple[InputSpec, ...]:
         """The `InputSpec` of the image, as a tuple."""
         fields = dataclasses.asdict(self.preprocessing)
         return (InputSpec(name="image", shape=(1, *self.input_shape[1:]), preprocessing=fields),)
 
     @property
-    def output_specs(self):
+    def output_specs(self) -> tuple[OutputSpec, ...]:
         """An `OutputSpec` for each output, as the head says: logits, of one class a binary logit, or features."""
         shapes = keras.tree.map_structure(lambda output: (1, *output.shape[1:]), self.output)
         return self.head(self.cfg).specs(shapes, tuple(self.class_names or ()))
 
     @classmethod
-    def _checked(cls, hyperparameters):
+    def _checked(cls, hyperparameters: dict[str, Any]) -> Any:
         """A Config with `image_size` as (height, width); `ValueError` for what cannot be built."""
         fields = {f.name for f in dataclasses.fields(cls.Config)}
         if unknown := sorted(set(hyperparameters) - fields):
@@ -214,11 +217,11 @@ class VisionModel(keras.Model):
             )
         return cfg
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if not (self.remat and training):
             return super().call(inputs, training=training, mask=mask)
 
-        def operation(layer):
+        def operation(layer: Any) -> Any:
             if layer_names.BLOCK.fullmatch(layer.name):
                 return _rematerialized(layer)
             if isinstance(layer, keras.Layer):  # told so itself: in JAX's stateless call no context tells it
@@ -274,7 +277,7 @@ class VisionModel(keras.Model):
     # ---------------------------------------------------------------- features
 
     @property
-    def feature_info(self):
+    def feature_info(self) -> list[Feature]:
         """A `Feature` for each block, in the order of the forward pass.
 
         A pyramid of maps, the last one of every stride: `{f.stride: f.name for f in model.feature_info}.values()`.
@@ -287,7 +290,7 @@ class VisionModel(keras.Model):
             found.append(Feature(name=name, channels=channels, stride=stride, height=height, width=width))
         return found
 
-    def features(self, which=None, maps=False):
+    def features(self, which: Sequence[int | str] | None = None, maps: bool = False) -> keras.Model:
         """A model of intermediate results, sharing this model's weights.
 
         Args:
@@ -312,21 +315,21 @@ class VisionModel(keras.Model):
         return keras.Model(self.inputs, outputs, name=f"{self.name}_features")
 
     @property
-    def _blocks(self):
+    def _blocks(self) -> list[str]:
         return [layer.name for layer in self.layers if layer_names.BLOCK.fullmatch(layer.name)]
 
-    def _name(self, key):
+    def _name(self, key: int | str) -> str:
         """The layer that a block number or a layer name means."""
         blocks = self._blocks
         if isinstance(key, int) and -len(blocks) <= key < len(blocks):
             return blocks[key]
         if any(layer.name == key for layer in self.layers):
-            return key
+            return str(key)
         raise ValueError(
             f"No block or layer {key!r}: {self.name} has blocks 0 to {len(blocks) - 1}, named {', '.join(blocks)}."
         )
 
-    def _grid(self, name):
+    def _grid(self, name: str) -> tuple[int, int]:
         """Height and width of a layer's map. Tokens have those of the last map before them, and end with its pixels."""
         grid = self.cfg.image_size
         for layer in self.layers:
@@ -341,7 +344,7 @@ class VisionModel(keras.Model):
 
     # ---------------------------------------------------------------- fine-tuning
 
-    def reset_head(self, num_classes):
+    def reset_head(self, num_classes: int) -> Self:
         """A model like this one with a new head for other classes; this one stays as it is.
 
         Everything but the head keeps its weights, and the new model the preprocessing, the dtype and what is frozen;
@@ -361,7 +364,7 @@ class VisionModel(keras.Model):
             lambda path: not layer_names.in_head(path), num_classes=num_classes, class_names=None, frozen=frozen
         )
 
-    def resized(self, image_size):
+    def resized(self, image_size: int | tuple[int, int]) -> Self:
         """A model like this one for images of another size, with position embeddings resampled; this one stays.
 
         Args:
@@ -376,7 +379,7 @@ class VisionModel(keras.Model):
         """
         return self._rebuilt(lambda path: True, image_size=image_size)
 
-    def freeze(self, up_to=None):
+    def freeze(self, up_to: int | str | None = None) -> None:
         """Keeps the layers from the image up to one of them from training, and lets those behind it train.
 
         A frozen batch normalisation uses its statistics and does not update them. Saved models stay frozen. Compile
@@ -399,7 +402,7 @@ class VisionModel(keras.Model):
         for name in frozen:
             self.get_layer(name).trainable = False
 
-    def unfreeze(self):
+    def unfreeze(self) -> None:
         """Lets every layer train. Compile afterwards.
 
         Raises:
@@ -408,11 +411,11 @@ class VisionModel(keras.Model):
         self._refuse_lora("unfreeze")
         self._train_everything()
 
-    def _train_everything(self):
+    def _train_everything(self) -> None:
         self.trainable = False  # TensorFlow passes nothing on to the layers when the model's own value stays the same
         self.trainable = True
 
-    def enable_lora(self, rank, pattern="*/attention/*", alpha=None):
+    def enable_lora(self, rank: int, pattern: str = "*/attention/*", alpha: float | None = None) -> None:
         """Trains low-rank changes of the blocks' dense layers instead of their kernels. LoRA, arXiv 2106.09685.
 
         A kernel becomes kernel + alpha / rank * a b, with a (I,rank) random and b (rank,O) zero at first. These and
@@ -448,7 +451,7 @@ class VisionModel(keras.Model):
                 layer.enable_lora(rank, lora_alpha=alpha)
             layer.lora_kernel_a.trainable = layer.lora_kernel_b.trainable = True  # in a layer that is frozen
 
-    def merge_lora(self):
+    def merge_lora(self) -> Self:
         """A plain model in which the changes that `enable_lora` trained are part of the kernels; this one stays.
 
         Returns:
@@ -457,12 +460,12 @@ class VisionModel(keras.Model):
         return self._rebuilt(lambda path: True)
 
     @property
-    def _lora(self):
+    def _lora(self) -> list[Any]:
         """The dense layers that `enable_lora` changed."""
         return [layer for layer in flatten_layers(self) if getattr(layer, "lora_enabled", False)]
 
     @property
-    def _frozen(self):
+    def _frozen(self) -> list[str]:
         """Paths of the outermost layers whose weights do not train, for a model that trains; none with adapters."""
         if not self.trainable or self._lora:
             return []
@@ -474,13 +477,13 @@ class VisionModel(keras.Model):
                 frozen += sorted(p for p in paths if not any(p.startswith(f"{other}/") for other in paths))
         return frozen
 
-    def _refuse_lora(self, method):
+    def _refuse_lora(self, method: str) -> None:
         if self._lora:
             raise ValueError(
                 f"{self.name} has LoRA adapters, so {method} does not apply: take model.merge_lora() first."
             )
 
-    def _rebuilt(self, keep, **changes):
+    def _rebuilt(self, keep: Callable[[str], bool], **changes: Any) -> Self:
         """A model with a changed configuration and, where `keep` says so of their path, this one's merged weights."""
         values = {v.path: v for v in self.weights}
         for layer in self._lora:
@@ -496,7 +499,7 @@ class VisionModel(keras.Model):
         initialize(model)
         return model
 
-    def _at_size(self, model, variable, value):
+    def _at_size(self, model: Any, variable: Any, value: Any) -> Any:
         """The value of one of our variables for a model like this one, whose images may be of another size."""
         if tuple(value.shape) == tuple(variable.shape):
             return value
@@ -520,7 +523,7 @@ class VisionModel(keras.Model):
             raise ValueError(f"Models of keras_vits are saved as .keras files; received {filepath}.")
         super().save(filepath, *args, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **dataclasses.asdict(self.cfg),
             "name": self.name,
@@ -533,14 +536,14 @@ class VisionModel(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
         config = dict(config)
         if isinstance(config.get("dtype"), dict):
             config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
         return cls(**config)
 
 
-def _rematerialized(layer):
+def _rematerialized(layer: Any) -> Callable[..., Any]:
     """Calls a layer in training so that only its inputs are kept, and the backward pass computes the rest again.
 
     Its variables go in as tensors, and its state (statistics, seeds) comes out as tensors: the second run sees what the
@@ -549,13 +552,13 @@ def _rematerialized(layer):
     state = [v for v in layer.variables if v.name in STATE]
     fixed = [v for v in layer.variables if v.name not in STATE]
 
-    def run(values, *inputs):
+    def run(values: Sequence[Any], *inputs: Any) -> tuple[Any, list[Any]]:
         mapping = list(zip(state + fixed, values, strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
             outputs = layer(*inputs, training=True)
         return outputs, [scope.get_current_value(v) for v in state]
 
-    def call(*inputs):
+    def call(*inputs: Any) -> Any:
         # `v[...]` is a tensor in the variable's memory; the state's must outlive that, as PyTorch assigns in place.
         values = [ops.copy(v) for v in state] + [v[...] for v in fixed]
         outputs, after = keras.remat(run)(values, *inputs)
@@ -566,19 +569,19 @@ def _rematerialized(layer):
     return call
 
 
-def _alike(layer, other):
+def _alike(layer: Any, other: Any) -> bool:
     return type(layer) is type(other) and (
         not isinstance(layer, keras.Layer) or layer.get_config() == other.get_config()
     )
 
 
-def _per_channel(values, channels):
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """The values, or their average for every channel if the numbers of channels differ."""
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 @contextlib.contextmanager
-def _policy(dtype):
+def _policy(dtype: Any) -> Iterator[None]:
     """Layers made inside get this dtype policy."""
     if dtype is None:
         yield

@@ -9,10 +9,15 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import math
+import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any, Self
 
 import keras
 import numpy as np
+
+from keras_vits.preprocess import Preprocessing
 
 EXTENSIONS = frozenset(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm".split())
 SPLITS = (("train", "val"), ("train", "validation"), ("train", "test"))  # subfolders that are a split already
@@ -34,28 +39,28 @@ class Pictures:
     sources: np.ndarray | tuple[pathlib.Path, ...]
     labels: np.ndarray
     class_names: tuple[str, ...]
-    preprocessing: object
+    preprocessing: Preprocessing
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def pixels(self, which=slice(None)):
+    def pixels(self, which: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Pixels (n,H,W,C) uint8, RGB or grey, of the pictures at these indices (array or slice); all by default."""
         if isinstance(self.sources, np.ndarray):
             return self.sources[which]
         return np.stack([self.preprocessing.pixels(self.sources[i]) for i in np.arange(len(self))[which]])
 
-    def images(self, which=slice(None)):
+    def images(self, which: np.ndarray | slice = slice(None)) -> np.ndarray:
         """The model's input (n,H,W,C) float32 of the pictures at these indices (array or slice); all by default."""
         return self.preprocessing.normalize(self.pixels(which))
 
-    def take(self, count):
+    def take(self, count: int) -> Self:
         """At most `count` of the pictures, evenly spaced, so that every class of a sorted folder keeps its share."""
         if count >= len(self):
             return self
         which = np.arange(count) * len(self) // count
-        array = isinstance(self.sources, np.ndarray)
-        sources = self.sources[which] if array else tuple(self.sources[i] for i in which)
+        given = self.sources
+        sources = given[which] if isinstance(given, np.ndarray) else tuple(given[i] for i in which)
         return dataclasses.replace(self, sources=sources, labels=self.labels[which])
 
 
@@ -75,7 +80,7 @@ class Data:
     validation: Pictures
     skipped: tuple[pathlib.Path, ...] = ()
 
-    def warning(self):
+    def warning(self) -> str:
         """One line that counts and names what was skipped, or ""."""
         if not self.skipped:
             return ""
@@ -99,12 +104,12 @@ class Augmentation:
     zoom: float = 0.15
     flip: bool = False
 
-    def __call__(self, pixels, random):
+    def __call__(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Changes pixels (n,H,W,C) uint8, with the numpy generator `random`."""
         from PIL import Image
 
         bilinear = Image.Resampling.BILINEAR
-        n, height, width, channels = pixels.shape
+        n, (height, width, channels) = len(pixels), pixels.shape[1:]
         angles = np.deg2rad(random.uniform(-self.rotation, self.rotation, n))
         scales = 1 / random.uniform(1 - self.zoom, 1 + self.zoom, n)
         shifts = random.uniform(-self.shift, self.shift, (n, 2)) * (width, height)
@@ -136,15 +141,25 @@ class Batches(keras.utils.PyDataset):
         epoch: number of the first epoch, from 0.
     """
 
-    def __init__(self, pictures, batch_size=32, *, augmentation=None, shuffle=False, seed=0, epoch=0, **kwargs):
+    def __init__(
+        self,
+        pictures: Pictures,
+        batch_size: int = 32,
+        *,
+        augmentation: Augmentation | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.pictures, self.batch_size, self.augmentation = pictures, batch_size, augmentation
         self.shuffle, self.seed, self.epoch = shuffle, seed, epoch
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-len(self.pictures) // self.batch_size)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         order = np.arange(len(self.pictures))
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
@@ -155,16 +170,18 @@ class Batches(keras.utils.PyDataset):
         one_hot = np.eye(len(self.pictures.class_names), dtype="float32")[self.pictures.labels[which]]
         return self.pictures.preprocessing.normalize(pixels), one_hot
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         self.epoch += 1
 
 
-def class_names(source):
+def class_names(source: str | os.PathLike[str]) -> tuple[str, ...]:
     """The names of the classes of `"digits"` or of a folder, in the order of their numbers; errors as in `folder`."""
     return tuple("0123456789") if source == "digits" else tuple(_classes(pathlib.Path(source))[0])
 
 
-def load(source, preprocessing, *, validation=0.2, limit=None):
+def load(
+    source: str | os.PathLike[str], preprocessing: Preprocessing, *, validation: float = 0.2, limit: int | None = None
+) -> Data:
     """Reads a data set.
 
     Args:
@@ -187,7 +204,7 @@ def load(source, preprocessing, *, validation=0.2, limit=None):
     return dataclasses.replace(data, train=data.train.take(limit), validation=data.validation.take(limit))
 
 
-def digits(preprocessing):
+def digits(preprocessing: Preprocessing) -> Data:
     """The 1,797 handwritten digits that scikit-learn brings along, enlarged from 8 x 8 to the model's size.
 
     The last 500 are held out and the first 1,297 train. The set lists one writer after another, so most of the held-out
@@ -214,7 +231,7 @@ def digits(preprocessing):
     pixels = np.stack([preprocessing.pixels(picture) for picture in small])
     labels = bunch.target.astype("int32")
 
-    def part(which):
+    def part(which: slice) -> Pictures:
         return Pictures(
             sources=pixels[which], labels=labels[which], class_names=class_names("digits"), preprocessing=preprocessing
         )
@@ -222,7 +239,7 @@ def digits(preprocessing):
     return Data(name="digits", train=part(slice(None, -500)), validation=part(slice(-500, None)))
 
 
-def folder(path, preprocessing, *, validation=0.2):
+def folder(path: str | os.PathLike[str], preprocessing: Preprocessing, *, validation: float = 0.2) -> Data:
     """A folder of images with one subfolder per class, named after it; class numbers follow the sorted names.
 
     Images may lie at any depth below their class (jpg, png, webp, bmp, gif, tiff, ppm); they are turned as their EXIF
@@ -273,15 +290,15 @@ def folder(path, preprocessing, *, validation=0.2):
                 "every class needs at least two."
             )
         chosen = [sources[i] for i in which]
-        chosen = np.stack(chosen) if isinstance(chosen[0], np.ndarray) else tuple(chosen)
+        pictures = np.stack(chosen) if isinstance(chosen[0], np.ndarray) else tuple(chosen)
         parts.append(
-            Pictures(sources=chosen, labels=labels[which], class_names=tuple(classes), preprocessing=preprocessing)
+            Pictures(sources=pictures, labels=labels[which], class_names=tuple(classes), preprocessing=preprocessing)
         )
     skipped = tuple(files[i] for i in np.flatnonzero(~good))
     return Data(name=path.resolve().name, train=parts[0], validation=parts[1], skipped=skipped)
 
 
-def _classes(path):
+def _classes(path: pathlib.Path) -> tuple[list[str], tuple[str, str] | None]:
     """Sorted class names of a folder, and its two split folders' names or `None`."""
     if not path.is_dir():
         raise ValueError(f"No such folder: {path}. Give a folder with one subfolder of images per class.")
@@ -301,28 +318,28 @@ def _classes(path):
     return classes, split
 
 
-def _subfolders(path):
+def _subfolders(path: pathlib.Path) -> list[str]:
     return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _images(path):
+def _images(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
 
 
-def _held_out(which, files, root, fraction):
+def _held_out(which: np.ndarray, files: Sequence[pathlib.Path], root: pathlib.Path, fraction: float) -> list[int]:
     """Those of the files with these indices that are held out: at least one of two or more."""
     digest = lambda i: hashlib.sha256(files[i].relative_to(root).as_posix().encode()).digest()
     count = max(1, round(fraction * len(which))) if len(which) > 1 else 0
     return sorted(which, key=digest)[:count]
 
 
-def _read(files, preprocessing):
+def _read(files: Sequence[pathlib.Path], preprocessing: Preprocessing) -> tuple[list[Any], np.ndarray]:
     """Reads every file once, on all cores: pixels, or paths if pixels take too much memory, and which are readable."""
     from keras_vits._util.progress import progress
 
     keep = len(files) * math.prod(preprocessing.image_size) * len(preprocessing.mean) <= IN_MEMORY_BYTES
 
-    def read(file):
+    def read(file: pathlib.Path) -> np.ndarray | pathlib.Path | None:
         try:
             pixels = preprocessing.pixels(file)
         except ValueError:

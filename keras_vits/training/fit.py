@@ -3,14 +3,18 @@
 import contextlib
 import dataclasses
 import math
+import os
 import pathlib
 import random
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 
 from keras_vits import saving
-from keras_vits.training.data import Augmentation, Batches
+from keras_vits.models._base import VisionModel
+from keras_vits.training.data import Augmentation, Batches, Pictures
 from keras_vits.training.groups import adamw, parameter_groups
 
 
@@ -27,28 +31,28 @@ class Fit:
 
     epochs: int
     top1: float
-    history: dict
+    history: dict[str, list[float]]
     seconds: float
 
 
 def fit(
-    model,
-    train,
-    validation,
+    model: VisionModel,
+    train: Pictures,
+    validation: Pictures,
     *,
-    epochs=30,
-    batch_size=32,
-    learning_rate=1e-3,
-    warmup=0.1,
-    weight_decay=0.05,
-    layer_decay=1.0,
-    label_smoothing=0.1,
-    augmentation=None,
-    checkpoint=None,
-    resume=False,
-    seed=0,
-    callbacks=(),
-):
+    epochs: int = 30,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    warmup: float = 0.1,
+    weight_decay: float = 0.05,
+    layer_decay: float = 1.0,
+    label_smoothing: float = 0.1,
+    augmentation: Augmentation | None = None,
+    checkpoint: str | pathlib.Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Fit:
     """Trains a model in place with `model.fit`, and names its classes.
 
     Args:
@@ -108,13 +112,13 @@ def fit(
     return Fit(epochs=max(done, epochs), top1=top1, history=history, seconds=time.perf_counter() - started)
 
 
-def set_seed(seed):
+def set_seed(seed: int) -> None:
     """Seeds the weights of the models that are built next. Keras draws every layer's seed from Python's generator;
     `keras.utils.set_random_seed` would import TensorFlow for it wherever it is installed."""
     random.seed(seed)
 
 
-def checkpoint_path(folder, name):
+def checkpoint_path(folder: str | os.PathLike[str], name: str) -> pathlib.Path:
     """Where the command line keeps the last epoch of a training."""
     return pathlib.Path(folder) / f"{name}.checkpoint.keras"
 
@@ -122,24 +126,24 @@ def checkpoint_path(folder, name):
 class Say(keras.callbacks.Callback):
     """Calls `say` with one line of text after each of the `epochs` epochs."""
 
-    def __init__(self, say, epochs):
+    def __init__(self, say: Callable[[str], object], epochs: int) -> None:
         super().__init__()
         self.say, self.epochs = say, epochs
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.say(
             f"  epoch {epoch + 1:2}/{self.epochs}  loss {logs['loss']:.3f}  "
             f"top-1 {logs['val_top1']:.1%} of the held-out pictures"
         )
 
 
-def _schedule(steps, warmup):
+def _schedule(steps: int, warmup: float) -> Callable[[float], Any]:
     """Peak learning rate -> schedule: a linear warm-up, then a cosine down to 0."""
     warm = round(warmup * steps)
     return lambda peak: keras.optimizers.schedules.CosineDecay(0.0, steps - warm, warmup_target=peak, warmup_steps=warm)
 
 
-def _check(model, train):
+def _check(model: Any, train: Pictures) -> None:
     size, channels = model.input_shape[1:3], model.input_shape[3]
     if len(train.preprocessing.mean) != channels:
         raise ValueError(
@@ -158,7 +162,7 @@ def _check(model, train):
         )
 
 
-def _resume(model, checkpoint, steps):
+def _resume(model: Any, checkpoint: str | pathlib.Path | None, steps: int) -> int:
     """Puts weights and optimizer of the checkpoint into the compiled model; returns the number of finished epochs."""
     if checkpoint is None or not pathlib.Path(checkpoint).is_file():
         raise ValueError(f"There is no checkpoint to resume from; received {checkpoint}. Train without resume first.")
@@ -186,11 +190,11 @@ def _resume(model, checkpoint, steps):
     return done
 
 
-def _state(model):
+def _state(model: Any) -> list[Any]:
     return [*model.variables, *model.optimizer.variables]
 
 
-def _bar(model, steps):
+def _bar(model: Any, steps: int) -> Any:
     from keras_vits._util.progress import progress
 
     return progress(range(steps), f"Training {model.name}", steps)
@@ -199,14 +203,14 @@ def _bar(model, steps):
 class _AfterEpoch(keras.callbacks.Callback):
     """Moves the bar at each step; after each epoch, stops at a loss that is not finite, saves model and optimizer."""
 
-    def __init__(self, checkpoint, bar):
+    def __init__(self, checkpoint: str | pathlib.Path | None, bar: Any) -> None:
         super().__init__()
         self.checkpoint, self.bar = checkpoint, bar
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         next(self.bar)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         from keras_vits._util.files import writing
 
         if not math.isfinite(logs["loss"]):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 
@@ -56,7 +58,7 @@ def parameter_groups(
         if names.BLOCK.fullmatch(layer.name) or layer.name == names.POOL:
             depth += 1
         depths[layer.name] = depth
-    groups = {}
+    groups: dict[tuple[float, float], list[str]] = {}
     for variable in model.trainable_variables:
         layer, *_, leaf = variable.path.split("/")
         scale = layer_decay ** (depth - depths[layer])
@@ -68,7 +70,13 @@ def parameter_groups(
     ]
 
 
-def adamw(groups, learning_rate, *, schedule=None, **options):
+def adamw(
+    groups: Sequence[ParameterGroup],
+    learning_rate: float,
+    *,
+    schedule: Callable[[float], Any] | None = None,
+    **options: Any,
+) -> keras.optimizers.Optimizer:
     """AdamW that gives every group its learning rate and weight decay.
 
     Args:

@@ -15,6 +15,8 @@ XNNPACK partition holds. Neither TensorFlow nor PyTorch is needed, and to run a 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
+from typing import Any
 
 from ...artifact import Artifact
 from .._protocol import Target, Traits
@@ -48,10 +50,10 @@ def _offenders(artifact: Artifact) -> tuple[str, ...] | None:
     return None
 
 
-def _quantized(runner):
+def _quantized(runner: Any) -> tuple[Any, ...]:
     """See `Traits.quantized`."""
 
-    def scale(tensor):
+    def scale(tensor: Mapping[str, Any]) -> dict[str, float] | None:
         value, zero_point = tensor["quantization"]
         return {"scale": float(value), "zero_point": int(zero_point)} if value else None
 

@@ -11,6 +11,8 @@ import contextlib
 import logging
 import pathlib
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +34,7 @@ COMPARED = 32  # batches, at most, on which the ways to choose ranges are compar
 def quantize(
     artifact: Artifact,
     recipe: str,
-    calibration=None,
+    calibration: Any = None,
     folder: str | pathlib.Path | None = None,
     *,
     float_layers: tuple[str, ...] = (),
@@ -57,31 +59,31 @@ def quantize(
             missing, empty, of another shape, or not finite.
         ImportError: onnx or onnxruntime is not installed.
     """
-    recipe = checked_recipe(recipe, "onnx")
-    if recipe.name == "float16":
+    chosen = checked_recipe(recipe, "onnx")
+    if chosen.name == "float16":
         raise ValueError("float16 is a precision that an ONNX file is exported with: onnx.export(precision='float16').")
     if artifact.format != "onnx" or artifact.recipe != "float32":
         raise ValueError(
             f"Only a float32 ONNX artifact can be quantized; received {artifact.format} {artifact.recipe}."
         )
-    check_calibrated(recipe, calibration)
+    check_calibrated(chosen, calibration)
     onnxruntime()
     model = onnx().load(str(artifact.path))
     left_out = _nodes_of(model, float_layers)
-    if recipe.needs_calibration:
+    if chosen.needs_calibration:
         images = list(batches(calibration, artifact.input, artifact.preprocessing, "reading images"))
         model = _static(model, images, artifact.input.name, left_out)
     else:
         model = _dynamic(model, left_out)
     add_shapes(model)
     mixed = f"_float{len(float_layers)}" if float_layers else ""
-    path = pathlib.Path(folder or artifact.path.parent) / f"{artifact.model}_{recipe.name}{mixed}.onnx"
+    path = pathlib.Path(folder or artifact.path.parent) / f"{artifact.model}_{chosen.name}{mixed}.onnx"
     with files.alone(path.parent):
         save(path, model)
-        return artifacts.remake(artifact, path, recipe=recipe.name, tools={**artifact.tools, **versions()})
+        return artifacts.remake(artifact, path, recipe=chosen.name, tools={**artifact.tools, **versions()})
 
 
-def _nodes_of(model, layers):
+def _nodes_of(model: Any, layers: Sequence[str]) -> list[str]:
     """Names of the nodes that lie in these layers."""
     inside = lambda node, layer: node.name.startswith(f"{layer}/")
     for layer in layers:
@@ -91,7 +93,7 @@ def _nodes_of(model, layers):
 
 
 @contextlib.contextmanager
-def _quietly():
+def _quietly() -> Iterator[None]:
     """The quantizer logs a warning for every model that its own preprocessing has not seen."""
     logger, level = logging.getLogger(), logging.getLogger().level
     logger.setLevel(logging.ERROR)
@@ -101,7 +103,7 @@ def _quietly():
         logger.setLevel(level)
 
 
-def _dynamic(model, left_out):
+def _dynamic(model: Any, left_out: Sequence[str]) -> Any:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder, _quietly():
@@ -118,7 +120,7 @@ def _dynamic(model, left_out):
         return onnx().load(str(path))
 
 
-def _static(model, images, name, left_out):
+def _static(model: Any, images: Sequence[np.ndarray], name: str, left_out: Sequence[str]) -> Any:
     """The model with the ranges, of those that the methods choose, that change its outputs least."""
     model, few = _as_gemm(model), images[:COMPARED]
     nodes = _layers(model, left_out)
@@ -135,7 +137,7 @@ def _static(model, images, name, left_out):
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def _as_gemm(model):
+def _as_gemm(model: Any) -> Any:
     """The model with MatMul and Add of tokens as one Gemm of rows.
 
     ONNX Runtime makes the same of it before it looks for what has integers, and then computes it in float.
@@ -170,7 +172,7 @@ def _as_gemm(model):
     return model
 
 
-def _layers(model, left_out):
+def _layers(model: Any, left_out: Sequence[str]) -> list[Any]:
     """Nodes of the dense layers and convolutions to quantize, in the order of the file."""
     weights = {tensor.name for tensor in model.graph.initializer}
     kinds = (*DENSE, "Conv")
@@ -178,13 +180,13 @@ def _layers(model, left_out):
     return [node for node in nodes if node.name not in left_out]
 
 
-def _outputs(model, images, name):
+def _outputs(model: Any, images: Sequence[np.ndarray], name: str) -> list[np.ndarray]:
     """All float outputs of all batches, in a list of arrays."""
     run = session(model.SerializeToString()).run
     return [y for x in images for y in run(None, {name: x}) if y.dtype == np.float32]
 
 
-def _observed(model, nodes, images, name):
+def _observed(model: Any, nodes: Sequence[Any], images: Sequence[np.ndarray], name: str) -> dict[str, q.Histogram]:
     """Tensor -> `Histogram` over all images, of the nodes' inputs and outputs."""
     tensors = dict.fromkeys(tensor for node in nodes for tensor in (node.input[0], node.output[0]))
     wide = onnx().ModelProto()
@@ -203,12 +205,12 @@ def _observed(model, nodes, images, name):
     return histograms
 
 
-def _constant(model, name, array):
+def _constant(model: Any, name: str, array: np.ndarray) -> str:
     model.graph.initializer.append(onnx().numpy_helper.from_array(array, name))
     return name
 
 
-def _with_ranges(model, ranges, nodes):
+def _with_ranges(model: Any, ranges: Mapping[str, tuple[float, float]], nodes: Sequence[str]) -> Any:
     """The model with these nodes quantized, activations to these ranges.
 
     A convolution's outputs are quantized, too, as its integer kernel wants; those of a dense layer stay in float.
@@ -218,7 +220,7 @@ def _with_ranges(model, ranges, nodes):
 
     copy = onnx().ModelProto()
     copy.CopyFrom(model)
-    ranges = {t: (np.float32(low), np.float32(high)) for t, (low, high) in ranges.items()}
+    limits = {t: (np.float32(low), np.float32(high)) for t, (low, high) in ranges.items()}
     with _quietly():
         quantizer = QDQQuantizer(
             copy,
@@ -226,7 +228,7 @@ def _with_ranges(model, ranges, nodes):
             reduce_range=False,
             weight_qType=QuantType.QUInt8,
             activation_qType=QuantType.QUInt8,
-            tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+            tensors_range=TensorsData(CalibrationMethod.MinMax, limits),
             nodes_to_quantize=nodes,
             nodes_to_exclude=[],
             op_types_to_quantize=[*DENSE, "Conv"],

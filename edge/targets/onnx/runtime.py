@@ -20,7 +20,7 @@ from .writer import EXTRA, onnx
 DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int32)": np.int32}
 
 
-def onnxruntime():
+def onnxruntime() -> Any:
     """The onnxruntime package."""
     try:
         import onnxruntime as package
@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
     return {"onnx": onnx().__version__, "onnxruntime": onnxruntime().__version__}
 
 
-def session(content, threads=2):
+def session(content: str | bytes, threads: int = 2) -> Any:
     """An inference session of a file's path or bytes; a `ValueError` for a file that ONNX Runtime cannot run."""
     ort = onnxruntime()
     options = ort.SessionOptions()
@@ -52,7 +52,7 @@ def session(content, threads=2):
         raise ValueError(f"{what} cannot be run: it is truncated, damaged, or not an .onnx file ({reason}).") from None
 
 
-def save(path: pathlib.Path, model) -> None:
+def save(path: pathlib.Path, model: Any) -> None:
     """Writes an `onnx.ModelProto` whole, after ONNX Runtime has accepted it."""
     content = model.SerializeToString(deterministic=True)
     session(content)

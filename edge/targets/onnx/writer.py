@@ -4,6 +4,9 @@ Opset 20 is the first with GELU as one operation (LayerNormalization is there si
 delegate of ONNX Runtime accepts operations of. Its CPU, web and mobile packages run it since version 1.17.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from keras_vits.graph.ir import Graph
@@ -56,7 +59,9 @@ class UnsupportedError(Exception):
     """What of an operation ONNX lacks."""
 
 
-def write(graph, outputs=(), *, precision="float32", metadata=None):
+def write(
+    graph: Graph, outputs: Sequence[str] = (), *, precision: str = "float32", metadata: Mapping[str, str] | None = None
+) -> Any:
     """A Graph as an ONNX model, not yet saved. Knows no Keras.
 
     Args:
