@@ -47,6 +47,8 @@ MODEL_ARGS = {  # of timm -> of a Config
     "act_layer": "activation",
 }
 FOUND_OTHERWISE = ("img_size", "in_chans", "num_classes")  # MODEL_ARGS that tensors and pretrained_cfg tell better
+# What the shapes of the tensors tell: a model of another one does not load, and the tensors are named.
+IN_SHAPES = ("blocks", "depths", "head_widths", "mlp_ratio", "num_blocks", "num_features", "stem_chs", "widths")
 TRAINING_ARGS = ("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate")
 POOLS = {"token": "token", "avg": "mean"}  # of timm -> of ViT
 
@@ -125,9 +127,10 @@ class Timm:
             found["activation"] = ACTIVATIONS.get(found["activation"], found["activation"])
         if "layer_scale" in found:
             found["layer_scale"] = found["layer_scale"] or 0.0
-        if args:
+        told = lambda name: name in IN_SHAPES or args[name] is None  # None: timm's own default
+        if unknown := sorted(name for name in args if not told(name)):
             raise ValueError(
-                f"{source} has model_args that {cls.__name__} does not know: {', '.join(sorted(args))}. What they "
+                f"{source} has model_args that {cls.__name__} does not know: {', '.join(unknown)}. What they "
                 "change would be lost: give the weights as a .safetensors file, and what fits them to create."
             )
         return found
