@@ -11,8 +11,9 @@ from keras import ops
 
 import keras_vits
 from keras_vits.edge import trace
-from keras_vits.edge.targets import coreml, litert, onnx
+from keras_vits.edge.targets import coreml, litert
 from keras_vits.edge.targets.litert.gpu import BUILTINS, FORBIDDEN
+from keras_vits.edge.targets.onnx import operations
 from keras_vits.graph.ir import Builder, Graph, Node, Value, make_node
 from keras_vits.graph.ops import FUSED, OPS, having, promote
 from keras_vits.graph.rewrite import RULES, rewrite
@@ -110,7 +111,7 @@ def test_traits_fit_each_other():
 
 def test_every_operation_is_written_by_every_target_or_refused_by_name():
     assert set(OPS) == set(litert.HANDLERS)
-    assert set(OPS) | set(FUSED) == set(coreml.handlers.HANDLERS) == set(onnx.operations.WRITERS)
+    assert set(OPS) | set(FUSED) == set(coreml.handlers.HANDLERS) == set(operations.WRITERS)
 
 
 def test_what_is_not_for_gpus_is_known_by_its_builtin():
