@@ -294,7 +294,7 @@ def test_impossible_groups():
         with pytest.raises(ValueError, match=message):
             parameter_groups(model, **wrong)
     model.trainable = False
-    with pytest.raises(ValueError, match=r"has nothing that trains: call model\.unfreeze"):
+    with pytest.raises(ValueError, match=r"has no trainable variables: call model\.unfreeze"):
         parameter_groups(model)
     with pytest.raises(ValueError, match="received none"):
         adamw([], 1e-3)

@@ -308,7 +308,7 @@ def test_what_does_not_fit_is_said(keras_hub, hub, tmp_path):
 def test_without_keras_hub_only_this_module_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_hub", None)
     monkeypatch.delitem(sys.modules, "keras_vits.hub", raising=False)
-    with pytest.raises(ImportError, match=r'pip install "keras-vits\[keras-hub\]"'):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[keras-hub\]"'):
         importlib.import_module("keras_vits.hub")
     code = "import sys, keras_vits; keras_vits.create('vit_tiny_patch16_224', image_size=32, depth=1)"
     code += "; assert not {'keras_hub', 'keras_vits.hub'} & set(sys.modules)"

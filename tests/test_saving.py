@@ -58,13 +58,14 @@ def layer(cls):
     """A layer with what its constructor demands."""
     parameters = inspect.signature(cls).parameters.values()
     demanded = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    demanded += [p.name for p in parameters if p.name == "groups"]  # whose default is for more channels than here
     return cls(**{name: VALUES.get(name, 2) for name in demanded}, name="ours")
 
 
 def models():
     """(name, a model that holds ours, whether its outputs are compared)."""
     for name, cls in PUBLIC.items():
-        shape = (8, 8, 8) if name in ("ConvNorm", "InvertedResidual") else (16, 8)
+        shape = (8, 8, 8) if name in ("ConvNorm", "GroupNorm", "InvertedResidual") else (16, 8)
         x = keras.Input(shape)
         with values_later():
             model = keras.Model(x, layer(cls)(x))
