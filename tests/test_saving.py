@@ -77,8 +77,9 @@ def models():
         head = keras.layers.Dense(3)(model.layers[-2].output)
         yield f"{family.variant}_head", keras.Model(model.input, head), family is VIT
     yield "maps", VIT.create().features([0, -1], maps=True), True
+    original = VIT.create()
     with values_later():
-        clone = keras.models.clone_model(VIT.create())
+        clone = keras.models.clone_model(original)
     yield "clone", families.randomize(clone), True
     image = keras.Input((32, 32, 3))
     left, right = (VIT.create(name=name) for name in ("left", "right"))
