@@ -23,6 +23,7 @@ class Prepared:
     """A model as a target writes it.
 
     Attributes:
+        model: that was traced: the given one, or that one at another image size.
         graph: simplified.
         name: of the file and the artifact.
         inputs: in the graph's order, as the file takes them.
@@ -32,6 +33,7 @@ class Prepared:
         tools: versions of what made it; see `Artifact.tools`.
     """
 
+    model: keras.Model
     graph: Graph
     name: str
     inputs: tuple[InputSpec, ...]
@@ -118,6 +120,7 @@ def prepare(
     )
     tools = {"keras_vits": __version__, "keras": keras.__version__, "backend": keras.backend.backend()}
     return Prepared(
+        model=model,
         graph=graph,
         name=name,
         inputs=inputs,

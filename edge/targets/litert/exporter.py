@@ -8,12 +8,10 @@ import typing
 from collections.abc import Mapping, Sequence
 
 from keras_vits._util import files
-from keras_vits.graph.rewrite import rewrite, with_head, with_layout, with_pixels
-from keras_vits.specs import of_model, read_outputs
-from keras_vits.version import __version__
 
 from ... import artifact as artifacts
 from ...artifact import Artifact
+from .._prepare import prepare
 from . import runtime
 from .metadata import add_labels, metadata
 from .packages import schema
@@ -67,73 +65,39 @@ def export(
         ValueError: an operation without a translation (named with its layer), an unknown head, layout, layer or output,
             an image size that the weights do not fit, or a folder that cannot be written. Nothing is half-written.
     """
-    import keras
-
-    from keras_vits.graph.trace import trace
-
     schema()  # a missing package is told before the work
-    name = name or model.name
-    if image_size is not None:
-        if not hasattr(model, "resized"):
-            raise ValueError(f"image_size needs a VisionModel; received {type(model).__name__}: build it at that size.")
-        model = model.resized(image_size)
-    preprocessing = getattr(model, "preprocessing", None)
-    taps = {layer: model.get_layer(layer).output for layer in _layer_names(model, features)}
-    graph = trace(
-        keras.Model(model.inputs, [*keras.tree.flatten(model.output), *taps.values()], name=name) if taps else model,
-        batch,
+    ready = prepare(
+        model,
+        batch=batch,
+        image_size=image_size,
+        layout=layout,
+        pixels=uint8_input,
+        head=head,
+        top_k=top_k,
+        features=features,
+        kinds=kinds,
+        name=name,
     )
-    traced = len(graph.nodes)
-    inputs, specs = of_model(
-        model, dataclasses.replace(graph, outputs=graph.outputs[: len(graph.outputs) - len(taps)]), kinds
+    outputs = tuple(spec.name for spec in ready.outputs)
+    about = metadata(
+        ready.name, ready.inputs[0], ready.preprocessing, outputs, ready.class_names, author, license, version
     )
-    tapped = dataclasses.replace(graph, outputs=graph.outputs[len(specs) :])
-    specs += read_outputs(tapped, list(taps))
-    if uint8_input:
-        if preprocessing is None:
-            raise ValueError(
-                "uint8_input=True needs model.preprocessing, which this model does not have. Export float32 input."
-            )
-        graph = with_pixels(graph, preprocessing)
-    graph, specs = with_head(graph, specs, head, top_k)
-    graph = rewrite(with_layout(graph, layout))
-    inputs = tuple(
-        dataclasses.replace(spec, dtype=value.dtype, layout=layout if spec.is_image else spec.layout)
-        for spec, value in zip(inputs, graph.inputs, strict=True)
-    )
-    class_names = next((spec.class_names for spec in specs if spec.class_names), ())
-    outputs = tuple(spec.name for spec in specs)
-    about = metadata(name, inputs[0], preprocessing, outputs, class_names, author, license, version)
-    content = write(graph, outputs, about, signatures)
-    path = pathlib.Path(folder) / f"{name}_float32.tflite"
+    content = write(ready.graph, outputs, about, signatures)
+    path = pathlib.Path(folder) / f"{ready.name}_float32.tflite"
+    trained_for = getattr(ready.model, "trained_for", None)
     with files.alone(path.parent):
-        tools = {
-            "keras_vits": __version__,
-            "keras": keras.__version__,
-            "backend": keras.backend.backend(),
-            "litert_runtime": save(path, content, class_names),
-        }
+        tools = {**ready.tools, "litert_runtime": save(path, content, ready.class_names)}
         return artifacts.make(
             path,
+            tools=tools,
             format="litert",
             recipe="float32",
-            model=name,
-            inputs=inputs,
-            outputs=specs,
-            tools=tools,
-            operations=(traced, len(graph.nodes)),
-            trained_for=dataclasses.asdict(model.trained_for) if getattr(model, "trained_for", None) else {},
+            model=ready.name,
+            inputs=ready.inputs,
+            outputs=ready.outputs,
+            operations=ready.operations,
+            trained_for=dataclasses.asdict(trained_for) if trained_for else {},
         )
-
-
-def _layer_names(model: typing.Any, features: Sequence[str | int]) -> dict[str, None]:
-    """Names of the layers that `features` means, each once."""
-    if features and not hasattr(model, "features"):
-        known = {layer.name for layer in model.layers}
-        if unknown := [str(name) for name in features if name not in known]:
-            raise ValueError(f"{model.name} has no layer {', '.join(unknown)}; it has: {', '.join(sorted(known))}.")
-        return dict.fromkeys(str(name) for name in features)
-    return dict.fromkeys(model._name(key) for key in features)
 
 
 def save(path: pathlib.Path, content: bytes | memoryview, class_names: Sequence[str]) -> str:

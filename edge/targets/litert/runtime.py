@@ -15,6 +15,7 @@ from keras_vits.graph.ir import histogram
 from keras_vits.specs import InputSpec
 
 from ...artifact import Artifact
+from .._batches import join, split
 from .packages import INSTALL, require
 
 PACKAGES = (  # (module, package), the first one that is installed runs files
@@ -168,23 +169,12 @@ class Runner:
             The array (N,...) of the one output, or name -> array where the file has several.
         """
         count, batches = self.batches(inputs)
-        parts = zip(*(self.run(*arrays) for arrays in batches), strict=True)
-        return self.named([np.concatenate(part)[:count] for part in parts])
+        return join(self.outputs, count, [self.run(*arrays) for arrays in batches])
 
     def batches(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> tuple[int, list[list[np.ndarray]]]:
         """N, and the arrays of each invocation as the file takes them, the last one padded with zeros."""
-        given = [inputs[spec.name] for spec in self.specs] if isinstance(inputs, Mapping) else [inputs]
-        arrays = [np.asarray(x, detail["dtype"]) for x, detail in zip(given, self.inputs, strict=True)]
-        count, batch = len(arrays[0]), int(self.inputs[0]["shape"][0])
-        arrays = [np.concatenate([x, np.zeros((-count % batch, *x.shape[1:]), x.dtype)]) for x in arrays]
-        stored: list[Callable[[np.ndarray], np.ndarray]] = [spec.as_stored for spec in self.specs]
-        stored = stored or [np.asarray] * len(arrays)
-        starts = range(0, len(arrays[0]), batch)
-        return count, [[f(x[i : i + batch]) for f, x in zip(stored, arrays, strict=True)] for i in starts]
-
-    def named(self, arrays: Sequence[np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
-        """The array of the one output, or name -> array."""
-        return arrays[0] if len(arrays) == 1 else dict(zip(self.outputs, arrays, strict=True))
+        dtypes = [detail["dtype"] for detail in self.inputs]
+        return split(inputs, self.specs, dtypes, int(self.inputs[0]["shape"][0]))
 
     def partitions(self) -> int:
         """Number of XNNPACK partitions; 1 means that the whole file runs on it."""
