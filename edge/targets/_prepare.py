@@ -6,7 +6,7 @@ What every target's `export` has in common: image size, batch, features, pixels,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from keras_vits.specs import InputSpec, OutputSpec, of_model, read_outputs
@@ -29,6 +29,7 @@ class Prepared:
         inputs: in the graph's order, as the file takes them.
         outputs: in the graph's order.
         traced: number of operations before the graph was simplified.
+        head: that the outputs have.
         preprocessing: the model's own, or `None`.
         tools: versions of what made it; see `Artifact.tools`.
     """
@@ -39,6 +40,7 @@ class Prepared:
     inputs: tuple[InputSpec, ...]
     outputs: tuple[OutputSpec, ...]
     traced: int
+    head: str
     preprocessing: Preprocessing | None
     tools: dict[str, str]
 
@@ -59,8 +61,8 @@ def prepare(
     batch: int = 1,
     image_size: int | tuple[int, int] | None = None,
     layout: str = "nhwc",
-    pixels: bool = False,
-    head: str = "logits",
+    pixels: Callable[[Graph, Preprocessing], Graph] | None = None,
+    head: str | Callable[[Sequence[OutputSpec]], str] = "logits",
     top_k: int = 5,
     features: Sequence[str | int] = (),
     kinds: Mapping[str, str] | None = None,
@@ -73,8 +75,9 @@ def prepare(
         batch: B, static.
         image_size: pixels, or (height, width), of the file's images, if not the model's own; see `VisionModel.resized`.
         layout: of the file's images, `"nhwc"`, or `"nchw"` with one transposition in the graph.
-        pixels: whether the file takes pixels (B,H,W,C) 0 to 255, RGB, and the model's preprocessing is in the graph.
-        head: see `OutputSpec.with_head`.
+        pixels: puts the model's preprocessing into the graph, for a file that takes pixels 0 to 255; see
+            `graph.rewrite.with_pixels`.
+        head: see `OutputSpec.with_head`; or what chooses one, from the specs of the outputs.
         top_k: how many classes `head="top_k"` gives.
         features: layers that are outputs, too, by name or number of the block, as `model.features` takes them.
         kinds: name -> kind of output, of a foreign model whose graph does not tell it; see `specs.read_outputs`.
@@ -86,7 +89,7 @@ def prepare(
     """
     import keras
 
-    from keras_vits.graph.rewrite import rewrite, with_head, with_layout, with_pixels
+    from keras_vits.graph.rewrite import rewrite, with_head, with_layout
     from keras_vits.graph.trace import trace
     from keras_vits.version import __version__
 
@@ -109,9 +112,11 @@ def prepare(
     if pixels:
         if preprocessing is None:
             raise ValueError(
-                "uint8_input=True needs model.preprocessing, which this model does not have. Export float32 input."
+                f"A file that takes pixels needs model.preprocessing, which {model.name} does not have: export float32 "
+                "input, or give the model one."
             )
-        graph = with_pixels(graph, preprocessing)
+        graph = pixels(graph, preprocessing)
+    head = head if isinstance(head, str) else head(specs)
     graph, specs = with_head(graph, specs, head, top_k)
     graph = rewrite(with_layout(graph, layout))
     inputs = tuple(
@@ -126,6 +131,7 @@ def prepare(
         inputs=inputs,
         outputs=tuple(specs),
         traced=traced,
+        head=head,
         preprocessing=preprocessing,
         tools=tools,
     )

@@ -16,7 +16,8 @@ import keras_vits
 from keras_vits._util import files
 from keras_vits.edge import artifact as artifacts
 from keras_vits.edge import coreml, verify
-from keras_vits.edge.targets.coreml import common, forms, mlprogram, runtime
+from keras_vits.edge.targets import _forms as forms
+from keras_vits.edge.targets.coreml import common, mlprogram, runtime
 from keras_vits.edge.targets.coreml.handlers import HANDLERS
 from keras_vits.graph.ir import Builder
 from keras_vits.graph.ops import OPS
@@ -611,6 +612,22 @@ def test_a_mac_is_asked_for_the_same_numbers(kind, tmp_path, monkeypatch):
         check = verify(artifact, model, x)
         assert check.verified_by == "Core ML on macOS" and check.sqnr_db > 60
     np.testing.assert_allclose(found, elsewhere, atol=1e-5)
+
+
+@pytest.mark.once
+def test_batch_image_size_and_features(tmp_path):
+    model = create("vit")
+    artifact = coreml.export(
+        model, tmp_path, precision="float32", batch=2, image_size=(32, 48), features=[0, "pool"], head="softmax"
+    )
+    assert artifact.input.shape == (2, 32, 48, 3)
+    wide = model.resized((32, 48))
+    x = images(wide, 4)
+    logits, block, pool = wide.predict(x, verbose=0), *wide.features([0, "pool"]).predict(x, verbose=0)
+    found = coreml.load(artifact).predict(x)
+    assert list(found) == ["probabilities", "block_0", "pool"] == list(artifact.output_names)
+    chances = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
+    assert all(close(y, expected) for y, expected in zip(found.values(), (chances, block, pool), strict=True))
 
 
 def test_the_same_model_gives_the_same_program(tmp_path):

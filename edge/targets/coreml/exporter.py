@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -13,11 +14,12 @@ import numpy as np
 
 from keras_vits._util import files
 from keras_vits.graph.ir import Graph, Value, constant, make_node
-from keras_vits.graph.rewrite import rewrite, with_head, with_input
-from keras_vits.specs import OutputSpec, of_model
+from keras_vits.graph.rewrite import with_input
+from keras_vits.specs import OutputSpec
 from keras_vits.version import __version__
 
 from ... import artifact as artifacts
+from .._prepare import prepare
 from .common import COMPUTE_UNITS, METADATA, PRECISIONS, check_option, coremltools
 from .writer import Pixels, file_names, write
 
@@ -35,11 +37,13 @@ def export(
     *,
     precision: str = "float16",
     batch: int = 1,
+    image_size: int | tuple[int, int] | None = None,
     target: str | None = None,
     layout: str = "default",
     image_input: bool = False,
     head: str | None = None,
     compute_units: str = "all",
+    features: Sequence[str | int] = (),
     kinds: Mapping[str, str] | None = None,
     author: str = "",
     license: str = "",
@@ -54,6 +58,7 @@ def export(
         folder: where to write; made if it does not exist.
         precision: `"float16"`, which phones compute in, or `"float32"`.
         batch: B, the static batch size.
+        image_size: pixels, or (height, width), of the file's images, if not the model's own; see `VisionModel.resized`.
         target: the oldest system that must run the file: `"iOS15"`, `"iOS16"`, ... as coremltools names them. By
             default the oldest that has all operations of the model. From `"iOS18"` attention is one operation.
         layout: `"default"`, or `"ane"` for the Neural Engine: tokens as (B,D,1,N), convolutions in place of dense
@@ -66,6 +71,7 @@ def export(
             `"softmax"` for an image input of a model whose one output has class names, otherwise `"logits"`.
         compute_units: what `load` runs the file on: `"all"`, `"cpu_only"`, `"cpu_and_gpu"` or `"cpu_and_ne"` (the
             Neural Engine). Kept in the file's metadata for the app, whose `MLModelConfiguration` decides.
+        features: layers that are outputs, too, by name or number of the block, as `model.features` takes them.
         kinds: name -> kind of output, of a foreign model whose graph does not tell it; see `specs.read_outputs`.
         author: what Xcode shows about the file, as `license`, `version` and `description`.
         license: see `author`.
@@ -78,47 +84,46 @@ def export(
 
     Raises:
         ValueError: an unknown precision, target, layout or compute unit, an operation that Core ML lacks (named with
-            its layer), an image input that Core ML has not, a head that the outputs cannot have, or a folder that
+            its layer), an unknown layer, an image size that the weights do not fit, an image input that Core ML has
+            not or of a model without preprocessing, a head that the outputs cannot have, or a folder that
             cannot be written.
         ImportError: coremltools is not installed.
     """
-    import keras
-
-    from keras_vits.graph.trace import trace
-
     check_option("precision", precision, PRECISIONS)
     check_option("compute_units", compute_units, COMPUTE_UNITS)
     if head not in (None, *HEADS):
         raise ValueError(f"head must be 'logits' or 'softmax' for Core ML; received {head!r}.")
     ct = coremltools()
-    graph = trace(model, batch)
-    traced = len(graph.nodes)
-    preprocessing = getattr(model, "preprocessing", None)
-    inputs, specs = of_model(model, graph, kinds)
-    class_names = next((spec.class_names for spec in specs if spec.class_names), ())
-    head = head or _default_head(specs, image_input)
-    graph, specs = with_head(graph, specs, head)
-    labels = _labels(specs) if head == "softmax" else ()
-    pixels = {}
-    if image_input:
-        if preprocessing is None:
-            raise ValueError(f"{model.name} has no preprocessing, which image_input=True puts into the file.")
-        graph, image, picture = with_image(graph, preprocessing)
-        pixels = {image.name: picture}
-    graph = rewrite(graph)
-    input_names, output_names = file_names(graph, [spec.name for spec in specs])
-    written = write(
-        graph, precision=precision, target=target, layout=layout, pixels=pixels, labels=labels, outputs=output_names
+    pictures: dict[str, Pixels] = {}
+
+    def take_picture(graph: Graph, preprocessing: Preprocessing) -> Graph:
+        graph, image, pictures[image.name] = with_image(graph, preprocessing)
+        return graph
+
+    ready = prepare(
+        model,
+        batch=batch,
+        image_size=image_size,
+        pixels=take_picture if image_input else None,
+        head=head or functools.partial(_default_head, image_input=image_input),
+        features=features,
+        kinds=kinds,
+        name=name,
     )
+    input_names, output_names = file_names(ready.graph, [spec.name for spec in ready.outputs])
+    written = write(
+        ready.graph, precision=precision, target=target, layout=layout, pixels=pictures,
+        labels=_labels(ready.outputs) if ready.head == "softmax" else (), outputs=output_names,
+    )  # fmt: skip
     written.author, written.license, written.version, written.short_description = author, license, version, description
-    fields = dataclasses.asdict(preprocessing) if preprocessing else {}
+    fields = dataclasses.asdict(ready.preprocessing) if ready.preprocessing else {}
     written.user_defined_metadata[METADATA] = json.dumps(
         {
-            "model": model.name, "keras_vits": __version__, "preprocessing": fields, "class_names": class_names,
-            "compute_units": compute_units, "layout": layout,
+            "model": ready.model.name, "keras_vits": __version__, "preprocessing": fields,
+            "class_names": ready.class_names, "compute_units": compute_units, "layout": layout,
         }
     )  # fmt: skip
-    path = pathlib.Path(folder) / f"{name or model.name}_{precision}.mlpackage"
+    path = pathlib.Path(folder) / f"{ready.name}_{precision}.mlpackage"
     with files.alone(path.parent):
         with files.writing(path) as temporary:
             written.save(str(temporary))
@@ -126,23 +131,20 @@ def export(
             path,
             format="coreml",
             recipe=precision,
-            model=model.name,
+            model=ready.model.name,
             inputs=tuple(
-                dataclasses.replace(spec, name=new, dtype="image" if spec.name in pixels else spec.dtype)
-                for spec, new in zip(inputs, input_names, strict=True)
+                dataclasses.replace(spec, name=new, dtype="image" if spec.name in pictures else spec.dtype)
+                for spec, new in zip(ready.inputs, input_names, strict=True)
             ),
             outputs=tuple(
-                dataclasses.replace(spec, name=new) for spec, new in zip(specs, output_names, strict=True)
+                dataclasses.replace(spec, name=new) for spec, new in zip(ready.outputs, output_names, strict=True)
             ),
-            tools={
-                "keras_vits": __version__, "keras": keras.__version__, "backend": keras.backend.backend(),
-                "coremltools": ct.__version__,
-            },
-            operations=(traced, len(graph.nodes)),
-        )  # fmt: skip
+            tools=ready.tools | {"coremltools": ct.__version__},
+            operations=ready.operations,
+        )
 
 
-def _default_head(specs: Sequence[OutputSpec], image_input: bool) -> str:
+def _default_head(specs: Sequence[OutputSpec], *, image_input: bool) -> str:
     named = len(specs) == 1 and specs[0].is_classification and specs[0].class_names
     return "softmax" if image_input and named else "logits"
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_vits.graph.ir import Node, Value
 
-from .forms import CHANNELS_FIRST, Order, Variable, identity, regroup
+from .._forms import CHANNELS_FIRST, Order, Variable, identity, regroup
 
 if TYPE_CHECKING:
     from .writer import Writer

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_vits.graph.ir import Node, Value
 
-from .forms import CHANNELS_FIRST, Variable, identity, turned
+from .._forms import CHANNELS_FIRST, Variable, identity, turned
 from .handlers import Result, writes
 
 if TYPE_CHECKING:

@@ -1,15 +1,12 @@
 """Graph -> ML Program, through coremltools' MIL builder. Knows no Keras.
 
-A Graph is channels last, MIL's convolutions are channels first. So a Value is written in whichever order of axes its
-operation produces, its other forms are made when an operation asks for one, and an operation that does not care takes
-the form at hand: a `transpose` of the Graph writes nothing, and few transposes are left in the file.
+A Graph is channels last, MIL's convolutions are channels first: see `Forms`, which the writer is.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,9 +15,9 @@ import numpy as np
 
 from keras_vits.graph.ir import Graph, Node, Value
 
+from .._forms import CHANNELS_FIRST, Forms, Order, Variable, identity
 from . import handlers_matrix  # noqa: F401  it registers handlers
 from .common import LAYOUTS, alone_and_quiet, check_option, coremltools
-from .forms import CHANNELS_FIRST, Order, Variable, identity, regroup, same_memory
 from .handlers import HANDLERS, UnsupportedError
 from .layout import default_layout, neural_engine
 
@@ -143,8 +140,8 @@ def _declared(value: Value, name: str, pixels: Mapping[str, Pixels]) -> Any:
     )
 
 
-class Writer:
-    """Writes a Graph's nodes with the MIL builder and keeps each Value's forms: order of axes -> MIL variable.
+class Writer(Forms):
+    """Writes a Graph's nodes with the MIL builder; of a constant, a form is a numpy array.
 
     Args:
         graph: to be written, in its layout.
@@ -158,16 +155,16 @@ class Writer:
         from coremltools.converters.mil import Builder
         from coremltools.converters.mil.mil import Function, Program, types
 
+        super().__init__()
         self.graph, self.target, self.pixels, self.ane, self.fused = graph, target, pixels, ane, fused
         self.mb, self.types, self.Function, self.Program = Builder, types, Function, Program
         self.layer = ""
-        self.forms: dict[Value, dict[Order, Variable]] = {}
-        self.reshaped: dict[Value, Value] = {}  # Value -> what it is a reshape of, when none of its forms is made yet
         self.names: dict[str, int] = {}
 
     def program(self, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
         """The MIL program, with inputs and outputs of the given names."""
-        placeholders, orders = {}, {}
+        placeholders: dict[str, Any] = {}
+        orders: dict[Value, Order] = {}
         for value, name in zip(self.graph.inputs, inputs, strict=True):
             if value.dtype not in ("float32", "int32"):
                 raise ValueError(
@@ -195,9 +192,7 @@ class Writer:
             results = HANDLERS[node.op](self, node, *node.inputs, **node.attrs)
         except UnsupportedError as e:
             raise ValueError(f"{node.op!r} in layer {node.layer!r} cannot be written for Core ML: {e}.") from None
-        for value, result in zip(node.outputs, results if isinstance(results, list) else [results], strict=True):
-            variable, order = result if isinstance(result, tuple) else (result, identity(len(value.shape)))
-            self.forms[value] = {} if order is None else {order: variable}
+        self.keep(node.outputs, results)
 
     def output(self, value: Value, name: str) -> Variable:
         """A variable of this name that holds an output of the Graph; Core ML gives no booleans."""
@@ -211,63 +206,8 @@ class Writer:
         count = self.names[name] = self.names.get(name, -1) + 1
         return getattr(self.mb, op)(name=f"{name}_{count}" if count else name, **operands)
 
-    # ---- forms, see forms.py
+    def emit_reshape(self, variable: Variable, shape: Sequence[int]) -> Variable:
+        return self.emit("reshape", x=variable, shape=shape)
 
-    def held(self, value: Value) -> Mapping[Order, Variable]:
-        """The forms of a Value that exist; of a constant, the one of the Graph."""
-        return self.forms[value] if value.data is None else {identity(len(value.shape)): value.data}
-
-    def at_hand(self, value: Value) -> tuple[Variable, Order]:
-        """(variable, order): the form that was made first."""
-        if not self.held(value):
-            self.form(value)
-        order, variable = next(iter(self.held(value).items()))
-        return variable, order
-
-    def form(self, value: Value, order: Order | None = None) -> Variable:
-        """The Value with its axes in this order, the Graph's own by default; numpy for a constant."""
-        order = order or identity(len(value.shape))
-        if value.data is not None:
-            return np.ascontiguousarray(value.data.transpose(order)).reshape([value.shape[axis] for axis in order])
-        forms, shape = self.forms[value], [value.shape[axis] for axis in order]
-        if order in forms:
-            return forms[order]
-        if not forms:  # a reshape that waited to be told its order of axes
-            source = self.reshaped[value]
-            if before := regroup(value.shape, source.shape, order):
-                forms[order] = self.emit("reshape", x=self.form(source, before), shape=shape)
-                return forms[order]
-            forms[identity(len(value.shape))] = self.emit("reshape", x=self.form(source), shape=list(value.shape))
-        same = next((o for o in forms if same_memory(o, order, value.shape)), None)
-        if same:
-            forms[order] = self.emit("reshape", x=forms[same], shape=shape)
-        else:
-            variable, known = self.at_hand(value)
-            forms[order] = self.emit("transpose", x=variable, perm=[known.index(axis) for axis in order])
-        return forms[order]
-
-    def common_order(self, values: Sequence[Value], rank: int) -> Order:
-        """The order in which the fewest elements of these Values must be moved; of equals, that of the newest Value."""
-        values = [v for v in reversed(self.forms) if v in values and len(v.shape) == rank]
-        orders = [order for v in values for order in self.forms[v]] or [identity(rank)]
-        return min(orders, key=lambda order: sum(math.prod(v.shape) for v in values if order not in self.forms[v]))
-
-    def broadcast(self, values: Sequence[Value], rank: int) -> tuple[list[Variable], Order]:
-        """Operands for numpy's broadcasting to `rank` axes, and the order of axes they are in."""
-        order = self.common_order(values, rank)
-        operands: list[Variable] = []
-        for v in values:
-            shape = (1,) * (rank - len(v.shape)) + v.shape
-            if v.data is not None:
-                number = v.data.size == 1 and any(len(other.shape) == rank for other in values if other is not v)
-                operands.append(
-                    v.data.reshape(()) if number else np.ascontiguousarray(v.data.reshape(shape).transpose(order))
-                )
-            elif len(v.shape) == rank:
-                operands.append(self.form(v, order))
-            else:
-                operands.append(self.emit("reshape", x=self.form(v), shape=[shape[axis] for axis in order]))
-                if order != identity(rank) and sum(n > 1 for n in shape) > 1:
-                    wide = self.emit("reshape", x=self.form(v), shape=shape)
-                    operands[-1] = self.emit("transpose", x=wide, perm=order)
-        return operands, order
+    def emit_transpose(self, variable: Variable, perm: Sequence[int]) -> Variable:
+        return self.emit("transpose", x=variable, perm=perm)

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 
 from keras_vits._util import files
+from keras_vits.graph.rewrite import with_pixels
 
 from ... import artifact as artifacts
 from ...artifact import Artifact
@@ -71,7 +72,7 @@ def export(
         batch=batch,
         image_size=image_size,
         layout=layout,
-        pixels=uint8_input,
+        pixels=with_pixels if uint8_input else None,
         head=head,
         top_k=top_k,
         features=features,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from keras_vits._util import files
+from keras_vits.graph.rewrite import with_pixels
 
 from ... import artifact as artifacts
 from ...artifact import Artifact
@@ -81,7 +82,7 @@ def export(
         batch=batch,
         image_size=image_size,
         layout=layout,
-        pixels=uint8_input,
+        pixels=with_pixels if uint8_input else None,
         head=head,
         top_k=top_k,
         features=features,

@@ -243,9 +243,7 @@ class _Writer(Forms):
             results = writers[node.op](self, node, *node.inputs, **node.attrs)
         except UnsupportedError as e:
             raise ValueError(f"{node.op!r} in layer {node.layer!r} cannot be written for ONNX: {e}.") from None
-        for value, result in zip(node.outputs, results if isinstance(results, list) else [results], strict=True):
-            variable, order = result if isinstance(result, tuple) else (result, identity(len(value.shape)))
-            self.forms[value] = {} if order is None else {order: variable}
+        self.keep(node.outputs, results)
 
     def precision_of(self, node):
         """What the floats of this node are computed in."""
