@@ -1,6 +1,7 @@
 # make demo               train, export, quantize, verify, benchmark and report on real images; see out/report.html
 # make test               the whole test suite on TensorFlow, JAX and PyTorch, one after the other; what needs no backend
-#                         (marked "once" in the tests) on the first of them, which compiles nothing
+#                         (marked "once" in the tests) on the first of them, which compiles nothing, with the
+#                         coverage and its floor
 #                         the last of them runs on the built wheel, with the source folders absent
 # make test BACKEND=jax   on one of them
 # make lint               style, types and layering alone, which are tests of the suite, too
@@ -22,9 +23,10 @@ demo: .venv/.demo
 	$(BIN)/keras-vits demo --backend jax
 
 test: .venv/.test
-	@set --; tests="-m pytest"; for backend in $(BACKEND); do \
+	@set -- --cov --cov-report=; tests="-m pytest"; for backend in $(BACKEND); do \
 		echo "== $$backend"; \
 		KERAS_BACKEND=$$backend $(BIN)/python $$tests -n 2 --dist worksteal "$$@" || exit 1; \
+		case "$$*" in *--cov*) $(BIN)/python tools/coverage_floor.py || exit 1;; esac; \
 		set -- -m "not once"; \
 		case $$backend in $(WHEEL_AFTER)) tests=tools/on_wheel.py; echo "== what follows runs on the built wheel, without the source";; esac; \
 	done

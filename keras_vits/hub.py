@@ -204,7 +204,7 @@ class _ResizeAndCrop(keras.layers.Resizing):
         x = ops.flip(x, axis=-1) if wanted.channel_order == "bgr" else x
         border = ~np.outer(rows.any(1), columns.any(1))[..., None]
         if border.any():
-            x = x + border * np.float32([round(255 * value) for value in wanted.mean])
+            x = x + self.backend.convert_to_tensor(border * np.float32([round(255 * value) for value in wanted.mean]))
         return x
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import pytest
 
 import keras_vits
 from keras_vits._util import keras_private
@@ -295,6 +296,16 @@ FAMILIES = [
         timm_small=None,
     ),
 ]
+
+
+def everywhere(*names):
+    """All families as a test's parameters: those of these names on every backend, the others once.
+
+    For what follows from a model's graph and weights, which are equal on every backend: graph/test_trace.py.
+    """
+    assert set(names) <= {family.name for family in FAMILIES}
+    marks = lambda family: () if family.name in names else pytest.mark.once
+    return [pytest.param(family, marks=marks(family), id=family.name) for family in FAMILIES]
 
 
 def randomize(model, seed=0):

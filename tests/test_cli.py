@@ -239,6 +239,7 @@ def test_an_unknown_recipe_lists_the_known_ones(run, trained, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("arguments", [["train", "mobilvit_xs"], ["train", MODEL, *TINY, "--limit", "20", "--resume"]])
 def test_in_a_process_of_its_own_it_is_one_line_too(tmp_path, arguments):
     code = "from keras_vits import cli; cli.main()"

@@ -50,11 +50,7 @@ def close(ours, theirs, tolerance=1e-4):
 # ---------------------------------------------------------------- presets
 
 
-@pytest.mark.parametrize(
-    "family",  # two of them on every backend: what lies in a preset does not depend on it
-    [pytest.param(f, marks=() if f in (VIT, families.FAMILIES[-1]) else pytest.mark.once) for f in families.FAMILIES],
-    ids=lambda f: f.variant,
-)
+@pytest.mark.parametrize("family", families.everywhere("vit", "mobilevit"))
 def test_every_family_goes_through_a_preset(keras_hub, hub, family, tmp_path):
     model = family.create()
     hub.classifier(model).save_to_preset(tmp_path)

@@ -73,7 +73,8 @@ def models():
     for family in families.FAMILIES:
         model = family.create()
         yield f"{family.variant}", model, family is VIT
-        yield f"{family.variant}_features", model.features(), family is VIT
+        if family in (VIT, families.FAMILIES[-1]):
+            yield f"{family.variant}_features", model.features(), family is VIT
         head = keras.layers.Dense(3)(model.layers[-2].output)
         yield f"{family.variant}_head", keras.Model(model.input, head), family is VIT
     yield "maps", VIT.create().features([0, -1], maps=True), True
@@ -99,12 +100,14 @@ def save(model, path, compared=True):
     np.savez(f"{path}.npz", **values)
 
 
-def opened(paths, imports):
+def opened(paths, imports, **environment):
     """What differs in each file's model, "" if nothing does; read by a new process."""
     listed = paths[0].parent / "list.json"
     listed.write_text(json.dumps([str(path) for path in paths]))
     code = LOAD.format(imports=imports)
-    done = subprocess.run([sys.executable, "-c", code, listed], capture_output=True, text=True, env=os.environ)
+    done = subprocess.run(
+        [sys.executable, "-c", code, listed], capture_output=True, text=True, env=os.environ | environment
+    )
     assert done.returncode == 0, done.stderr
     return {path.stem: json.loads(done.stdout.splitlines()[-1])[str(path)] for path in paths}
 
@@ -119,6 +122,7 @@ def test_every_layer_and_family_opens_in_a_fresh_process(tmp_path):
     assert len(found) == len(paths) and not {name: differs for name, differs in found.items() if differs}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "imports",
     [
@@ -131,10 +135,11 @@ def test_every_layer_and_family_opens_in_a_fresh_process(tmp_path):
 )
 def test_the_order_of_the_imports_does_not_matter(imports, tmp_path):
     save(VIT.create(), tmp_path / "model.keras", compared=False)
-    assert opened([tmp_path / "model.keras"], f"{imports}; import numpy as np") == {"model": ""}
+    found = opened([tmp_path / "model.keras"], f"{imports}; import numpy as np", KERAS_BACKEND="jax")
+    assert found == {"model": ""}
 
 
-@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda f: f.name)
+@pytest.mark.parametrize("family", families.everywhere("vit", "mobilevit"))
 def test_a_clone_is_a_model_of_ours(family):
     model = family.create(class_names=list("abcde"), preprocessing=dict(crop=0.5))
     with values_later():

@@ -29,11 +29,11 @@ from __future__ import annotations
 
 import collections
 import datetime
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from keras_vits._util.files import writing
@@ -49,6 +49,90 @@ NAMES = {"cpu": "CPU only", "cpu_and_gpu": "CPU and GPU", "cpu_and_ne": "CPU and
 UNIT_NAMES = {"cpu": "cpu", "gpu": "gpu", "neuralEngine": "neural_engine"}  # a report's name -> ours
 EPOCH = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
 JSON_VERSION = 1
+
+
+class _Part(msgspec.Struct, rename="camel"):
+    """Of a report; what it holds beyond these fields is not read."""
+
+
+class _Preferred(_Part):
+    device_type: dict[str, msgspec.Raw] = {}
+
+
+class _Usage(_Part):
+    preferred: _Preferred = msgspec.field(default_factory=_Preferred)
+
+
+class _Cost(_Part):
+    weight: float = 0.0
+
+
+class _Operation(_Part):
+    device_usage: _Usage = msgspec.field(default_factory=_Usage)
+    cost: _Cost = msgspec.field(default_factory=_Cost)
+    blocks: list[_Block] = []
+
+
+class _Block(_Part):
+    operations: list[_Operation] = []
+
+
+class _Function(_Part):
+    block: _Block = msgspec.field(default_factory=_Block)
+
+
+class _Functions(_Part):
+    functions: dict[str, _Function] = {}
+
+
+class _Program(_Part):
+    version: _Functions = msgspec.field(default_factory=_Functions, name="_0")
+
+
+class _Structure(_Part):
+    program: _Program = msgspec.field(default_factory=_Program)
+
+
+class _Step(_Part):
+    samples: list[float]
+
+
+class _Predictions(_Step):
+    start_time: float
+
+
+class _RunConfig(_Part):
+    experiment_iterations: int = 1
+
+
+class _Results(_Part):
+    predict: _Predictions
+    load: _Step
+    compile: _Step | None = None
+    perf_run_config: _RunConfig = msgspec.field(default_factory=_RunConfig)
+    model_structure: _Structure = msgspec.field(default_factory=_Structure)
+
+
+class _Metadata(_Part):
+    file_name: str
+    size: int
+
+
+class _DeviceInfo(_Part):
+    model_name: str
+    system: str = msgspec.field(name="osNameAndVersionWithoutBuildNumber")
+
+
+class _Report(_Part):
+    model_metadata: _Metadata
+    device_info: _DeviceInfo
+    compute_unit: int
+    device_results: _Results
+
+
+class _Versioned(_Part):
+    json_version: Any = None
+
 
 STEPS = """# {file} on an iPhone or iPad
 
@@ -123,7 +207,7 @@ def measure(
     reports = [path] if path.suffix == ".mlperf" or path.is_file() else sorted(path.glob("*.mlperf"))
     found = []
     for artifact in artifacts:
-        own = [report for report in reports if _file_name(report) == artifact.path.stem]
+        own = [report for report in reports if _load(report).model_metadata.file_name == artifact.path.stem]
         speeds = [read_report(report, artifact) for report in own]
         speeds = [speed for speed in speeds if speed.accelerator in (accelerators or ACCELERATORS)]
         if not speeds:
@@ -150,35 +234,35 @@ def read_report(path: str | pathlib.Path, artifact: Artifact) -> Latency:
     Raises:
         ValueError: no report, one of another layout (what is missing is named), of another file, or of an older export.
     """
-    path, data = pathlib.Path(path), _load(path)
-    get = lambda *keys: _get(path, data, *keys)
-    name, size = get("modelMetadata", "fileName"), get("modelMetadata", "size")
+    path = pathlib.Path(path)
+    report = _load(path)
+    name, size = report.model_metadata.file_name, report.model_metadata.size
     if (name, size) != (artifact.path.stem, artifact.size_bytes):
         raise ValueError(
             f"{path.name} is a report of a file {name} of {size} bytes, and {artifact.path.name} has "
             f"{artifact.size_bytes}: measure this one in Xcode."
         )
-    unit = get("computeUnit")
-    if unit not in UNITS:
+    if report.compute_unit not in UNITS:
         raise ValueError(
-            f"{path.name} was made with the compute units {unit!r}; known are {', '.join(map(str, UNITS))}."
+            f"{path.name} was made with the compute units {report.compute_unit!r}; known are "
+            f"{', '.join(map(str, UNITS))}."
         )
-    model, system = get("deviceInfo", "modelName"), get("deviceInfo", "osNameAndVersionWithoutBuildNumber")
-    results = get("deviceResults")
-    ms, load_ms = (np.array(_samples(path, data, step)) for step in ("predict", "load"))
+    model, system = report.device_info.model_name, report.device_info.system
+    results = report.device_results
+    ms, load_ms = _milliseconds(path, results.predict, "predict"), _milliseconds(path, results.load, "load")
     median, p90, p99 = (float(p) for p in np.percentile(ms, [50, 90, 99]))
-    rounds = results.get("perfRunConfig", {}).get("experimentIterations", 1)
-    rounds = ms.reshape(rounds, -1) if len(ms) % rounds == 0 else ms[None]
+    count = results.perf_run_config.experiment_iterations
+    rounds = ms.reshape(count, -1) if count > 0 and len(ms) % count == 0 else ms[None]
     environment = {"os": system, "first_load_ms": float(load_ms[0])}
-    if "compile" in results:
-        environment["compile_ms"] = float(np.median(_samples(path, data, "compile")))
-    started = EPOCH + datetime.timedelta(seconds=get("deviceResults", "predict", "startTime"))
+    if results.compile is not None:
+        environment["compile_ms"] = float(np.median(_milliseconds(path, results.compile, "compile")))
+    started = EPOCH + datetime.timedelta(seconds=results.predict.start_time)
     return Latency(
         artifact_path=artifact.path,
         device=f"ios:{model}",
         cpu=model,  # a report does not name the chip
         runtime=f"Core ML on {system}",
-        accelerator=UNITS[unit],
+        accelerator=UNITS[report.compute_unit],
         threads=None,
         runs=len(ms),
         median_ms=median,
@@ -187,58 +271,44 @@ def read_report(path: str | pathlib.Path, artifact: Artifact) -> Latency:
         load_ms=float(np.median(load_ms)),
         round_ms=tuple(float(r.mean()) for r in rounds),
         started=started.isoformat(timespec="milliseconds"),
-        environment=environment | _shares(results),
+        environment=environment | _shares(results.model_structure),
     )
 
 
-def _load(path: pathlib.Path) -> dict[str, Any]:
+def _load(path: pathlib.Path) -> _Report:
     file = path / "report.json" if path.is_dir() else path
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        content = file.read_bytes()
+        version = msgspec.json.decode(content, type=_Versioned).json_version
+        if version != JSON_VERSION:
+            raise ValueError(
+                f"{file} is not a performance report of layout {JSON_VERSION}: its jsonVersion is {version!r}."
+            )
+        return msgspec.json.decode(content, type=_Report)
     except OSError as e:
         raise ValueError(f"{file} cannot be read ({e.strerror}): name a .mlperf folder that Xcode exported.") from None
-    except ValueError:
+    except msgspec.ValidationError as e:
+        raise ValueError(f"{file} is no report of a test that came to its end ({e}): run the test again.") from None
+    except (msgspec.DecodeError, RecursionError):
         raise ValueError(f"{file} is not JSON: name a .mlperf folder that Xcode exported.") from None
-    version = data.get("jsonVersion") if isinstance(data, dict) else None
-    if version != JSON_VERSION:
-        raise ValueError(
-            f"{file} is not a performance report of layout {JSON_VERSION}: its jsonVersion is {version!r}."
-        )
-    return data
 
 
-def _file_name(path: pathlib.Path) -> str:
-    return _get(path, _load(path), "modelMetadata", "fileName")
+def _milliseconds(path: pathlib.Path, step: _Step, name: str) -> np.ndarray:
+    if not step.samples:
+        raise ValueError(f"{path.name} has no times in deviceResults.{name}.samples: run the test again.")
+    return 1e3 * np.array(step.samples)
 
 
-def _get(path: pathlib.Path, data: Any, *keys: str) -> Any:
-    """A field of a report."""
-    for key in keys:
-        if not isinstance(data, dict) or key not in data:
-            raise ValueError(f"{path.name} has no {'.'.join(keys)}: it is no report of a test that came to its end.")
-        data = data[key]
-    return data
-
-
-def _samples(path: pathlib.Path, data: Any, step: str) -> list[float]:
-    """Milliseconds."""
-    samples = _get(path, data, "deviceResults", step, "samples")
-    if not samples:
-        raise ValueError(f"{path.name} has no times in deviceResults.{step}.samples: run the test again.")
-    return [1e3 * seconds for seconds in samples]
-
-
-def _shares(results: Mapping[str, Any]) -> dict[str, float]:
+def _shares(structure: _Structure) -> dict[str, float]:
     """Where the operations of a report run; {} where it does not say."""
-    functions = results.get("modelStructure", {}).get("program", {}).get("_0", {}).get("functions", {})
     counts, costs = collections.Counter(), collections.Counter()
-    blocks = [function.get("block", {}) for function in functions.values()]
+    blocks = [function.block for function in structure.program.version.functions.values()]
     while blocks:
-        for operation in blocks.pop().get("operations", ()):
-            blocks += operation.get("blocks", ())
-            for kind in operation.get("deviceUsage", {}).get("preferred", {}).get("deviceType", ()):
+        for operation in blocks.pop().operations:
+            blocks += operation.blocks
+            for kind in operation.device_usage.preferred.device_type:
                 counts[UNIT_NAMES.get(kind, kind)] += 1
-                costs[UNIT_NAMES.get(kind, kind)] += operation.get("cost", {}).get("weight", 0.0)
+                costs[UNIT_NAMES.get(kind, kind)] += operation.cost.weight
     if not counts:
         return {}
     shares = {"operations": counts.total()}

@@ -201,6 +201,6 @@ def reference(model: Any, artifact: Artifact, inputs: Mapping[str, np.ndarray]) 
         arrays.append(array)
     own = keras.tree.flatten(model.output)
     taps = [model.get_layer(spec.name).output for spec in artifact.outputs[len(own) :]]
-    whole = keras.Model(model.inputs, [*own, *taps]) if taps else model
-    found = whole.predict(arrays if len(arrays) > 1 else arrays[0], batch_size=BATCH, verbose=0)
+    whole = keras.Model(model.input, [*own, *taps]) if taps else model
+    found = whole.predict(keras.tree.pack_sequence_as(model.input, arrays), batch_size=BATCH, verbose=0)
     return [np.asarray(y, np.float32) for y in keras.tree.flatten(found)]

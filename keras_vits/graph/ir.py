@@ -150,13 +150,13 @@ class Graph:
         keep = set(self.outputs)
         for i, node in enumerate(self.nodes):
             arguments = [None if v is None else v.data if v.data is not None else found[v] for v in node.inputs]
-            evaluate = definition(node.op).evaluate
-            if evaluate is None:
+            entry = definition(node.op)
+            if entry.evaluate is None:
                 raise ValueError(
                     f"{node.op} in layer {node.layer!r} is one target's own operation: evaluate the graph before that "
                     "target's layout."
                 )
-            results = evaluate(*arguments, **node.attrs)
+            results = entry(*arguments, **node.attrs)
             for value, result in zip(
                 node.outputs, results if isinstance(results, (list, tuple)) else [results], strict=True
             ):

@@ -58,6 +58,12 @@ class Op:
     half_risk: str = ""
     gpu_unfriendly: str = ""
 
+    def __call__(self, *arrays: np.ndarray | None, **attrs: Any) -> Any:
+        """What the operation gives for these arrays; infinities and NaN are results, as in every runtime."""
+        assert self.evaluate is not None
+        with np.errstate(all="ignore"):
+            return self.evaluate(*arrays, **attrs)
+
 
 # ---------------------------------------------------------------- types: (of the inputs, attrs) -> of the outputs
 

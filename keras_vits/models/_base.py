@@ -312,7 +312,7 @@ class VisionModel(keras.Model):
                 height, width = self._grid(name)
                 x = ops.reshape(x[:, x.shape[1] - height * width :], (-1, height, width, x.shape[-1]))
             outputs.append(x)
-        return keras.Model(self.inputs, outputs, name=f"{self.name}_features")
+        return keras.Model(self.input, outputs, name=f"{self.name}_features")
 
     @property
     def _blocks(self) -> list[str]:

@@ -52,7 +52,7 @@ platform.mac_ver = lambda: ("15.1", ("", "", ""), "arm64")
 def package(tmp_path_factory):
     """A Core ML artifact."""
     image = keras.Input((8, 8, 3))
-    model = keras.Model(image, keras.layers.Dense(5)(keras.layers.Flatten()(image)), name="tiny")
+    model = keras.Model(image, keras.layers.Dense(5, name="dense")(keras.layers.Flatten()(image)), name="tiny")
     return coreml.export(model, tmp_path_factory.mktemp("apple"))
 
 
@@ -227,8 +227,10 @@ def without(*keys):
     [
         (without("jsonVersion"), "not a performance report of layout 1: its jsonVersion is None"),
         (lambda content: content.update(jsonVersion=2), "its jsonVersion is 2"),
-        (without("deviceInfo", "modelName"), r"tiny-phone\.mlperf has no deviceInfo\.modelName"),
-        (without("deviceResults", "predict"), r"has no deviceResults\.predict\.samples"),
+        (without("deviceInfo", "modelName"), r"missing required field `modelName` - at `\$\.deviceInfo`"),
+        (without("deviceResults", "predict"), r"missing required field `predict` - at `\$\.deviceResults`"),
+        (lambda content: content["modelMetadata"].update(size="5"), r"Expected `int`, got `str` - at .*size"),
+        (lambda content: content.update(deviceResults=[]), r"Expected `object`, got `array` - at .*deviceResults"),
         (lambda content: content["deviceResults"]["load"].update(samples=[]), r"no times in deviceResults\.load"),
         (lambda content: content.update(computeUnit=7), "compute units 7; known are 0, 1, 2, 3"),
         (lambda content: content["modelMetadata"].update(size=5), r"of 5 bytes, and tiny_float16\.mlpackage has \d+"),

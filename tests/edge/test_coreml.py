@@ -10,7 +10,7 @@ import types
 import keras
 import numpy as np
 import pytest
-from families import FAMILIES, images, randomize
+from families import FAMILIES, everywhere, images, randomize
 
 import keras_vits
 from keras_vits._util import files
@@ -278,7 +278,7 @@ def test_regroup(seed):
 # ---------------------------------------------------------------- models, end to end
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+@pytest.fixture(scope="module", params=everywhere("vit", "mobilevit"))
 def family(request):
     model = request.param.create()
     x = images(model, 3)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
-from families import FAMILIES, images, randomize
+from families import FAMILIES, everywhere, images, randomize
 from primitives import IMAGE, PRIMITIVES, random
 
 import keras_vits
@@ -226,7 +226,7 @@ def test_batch_and_rectangle(tmp_path):
     assert close(litert.load(artifact).predict(x), model.predict(x, verbose=0))
 
 
-@family
+@pytest.mark.parametrize("family", everywhere("vit", "mobilevit"))
 def test_pixels_labels_and_heads(family, tmp_path):
     model = family.create()
     model.class_names = ["ant", "bee", "cat", "dog", "é"]

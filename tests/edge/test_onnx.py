@@ -8,7 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from families import FAMILIES, images, randomize
+from families import FAMILIES, everywhere, images, randomize
 from primitives import IMAGE, PRIMITIVES, random
 from test_foreign import APPLICATIONS, SHAPE, application, deit, dinov2, mit, vit
 
@@ -288,7 +288,7 @@ def exported(tmp_path_factory):
     return make
 
 
-@family
+@pytest.mark.parametrize("family", everywhere("vit", "mobilevit"))
 def test_float32(family, exported):
     model, artifact, x, expected = exported(family)
     runner = edge.onnx.load(artifact)

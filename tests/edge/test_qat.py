@@ -127,10 +127,7 @@ def reference(artifact, x):
     return outputs(litert.of_bytes(artifact.path.read_bytes(), keep=True), [image[None] for image in x])
 
 
-STATIC = [pytest.param(f, marks=() if f.variant in EVERYWHERE else pytest.mark.once, id=f.variant) for f in FAMILIES]
-
-
-@pytest.mark.parametrize("family", STATIC)
+@pytest.mark.parametrize("family", families.everywhere("vit", "mobilevit_v2"))
 def test_outputs_are_a_static_files(family, tmp_path):
     """As near to the file as LiteRT's own two sets of kernels are to each other."""
     plain = family.create()

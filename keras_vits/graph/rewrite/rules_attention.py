@@ -35,7 +35,7 @@ def drop_key_bias(sweep: Sweep, node: Node) -> Value | None:
         return None
     channels = np.broadcast_to(np.arange(value.shape[-1]), value.shape)
     for step in reversed(steps):
-        channels = definition(step.op).evaluate(channels, **step.attrs)
+        channels = definition(step.op)(channels, **step.attrs)
     if np.ptp(channels, axis=last - 1 if scores.attrs.get("transpose_b") else last).any():  # not one key, one row
         return None
     sweep.layer = linear.layer

@@ -9,9 +9,10 @@ from ._sweep import Sweep, is_constant
 
 
 def fold_constants(sweep: Sweep, node: Node) -> Value | None:
-    evaluate = definition(node.op).evaluate
-    if evaluate and node.inputs and len(node.outputs) == 1 and all(v is None or is_constant(v) for v in node.inputs):
-        data = evaluate(*(None if v is None else v.data for v in node.inputs), **node.attrs)
+    entry = definition(node.op)
+    constants = node.inputs and all(v is None or is_constant(v) for v in node.inputs)
+    if constants and entry.evaluate and len(node.outputs) == 1:
+        data = entry(*(None if v is None else v.data for v in node.inputs), **node.attrs)
         return constant(data, node.output.name)
 
 
