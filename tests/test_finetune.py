@@ -76,11 +76,11 @@ def paths(variables):
 # ---------------------------------------------------------------- feature maps
 
 
-@each_family
+@pytest.mark.parametrize("family", families.everywhere("vit", "mobilevit"))
 def test_feature_info_tells_what_the_maps_are(family):
     model = family.create(image_size=RECTANGLE[family])
     info, plain, maps = model.feature_info, model.features(), model.features(maps=True)
-    found = predict(keras.Model(model.inputs, [*plain.outputs, *maps.outputs]), families.images(model))
+    found = predict(keras.Model(model.input, [*plain.outputs, *maps.outputs]), families.images(model))
     outputs, found = found[: len(info)], found[len(info) :]
     assert [f.name for f in info] == [layer.name for layer in model.layers if "block_" in layer.name]
     for feature, output, feature_map in zip(info, outputs, found, strict=True):
@@ -94,7 +94,7 @@ def test_feature_info_tells_what_the_maps_are(family):
 def test_maps_have_no_tokens_before_the_patches():
     model = VIT.create(distill_token=True, registers=3, image_size=(16, 32))
     tokens, feature_map = predict(
-        keras.Model(model.inputs, [*model.features(["norm"]).outputs, *model.features(["norm"], maps=True).outputs]),
+        keras.Model(model.input, [*model.features(["norm"]).outputs, *model.features(["norm"], maps=True).outputs]),
         families.images(model),
     )
     assert tokens.shape == (2, 5 + 2 * 4, 24)

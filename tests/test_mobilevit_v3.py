@@ -214,7 +214,7 @@ def test_logits_and_blocks_equal_the_reference(variant, tmp_path):
     model = keras_vits.create(variant, image_size=(128, 192))
     keras_vits.load_weights(model, tmp_path / "checkpoint.safetensors", format="cvnets")
     blocks = [layer.name for layer in model.layers if "block_" in layer.name]
-    tapped = keras.Model(model.inputs, [model.output, *model.features(blocks).outputs])
+    tapped = keras.Model(model.input, [model.output, *model.features(blocks).outputs])
     pictures = images(model)
     logits, *features = predict(tapped, pictures)
     numbers = [[int(n) for n in re.findall(r"\d+", name)] for name in blocks]

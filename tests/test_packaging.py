@@ -65,7 +65,7 @@ def pip(*arguments):
 
 def run(folder, *command):
     """What a command prints in an empty place where only the installed wheel is found."""
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+    environment = os.environ | {"PYTHONPATH": str(folder), "KERAS_BACKEND": "jax"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -173,7 +173,7 @@ class VisionModel(keras.Model):
     def input_specs(self) -> tuple[InputSpec, ...]:
         """The `InputSpec` of the image, as a tuple."""
         fields = dataclasses.asdict(self.preprocessing)
-        return (InputSpec(name="image", shape=(1, *self.input_shape[1:]), preprocessing=fields),)
+        return (InputSpec(name=layer_names.IMAGE, shape=(1, *self.input_shape[1:]), preprocessing=fields),)
 
     @property
     def output_specs(self) -> tuple[OutputSpec, ...]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from keras import layers, ops
 
 from keras_vits.layers import ConvNorm, DropPath, SameShape, drop_path_rates
+from keras_vits.layers import _names as layer_names
 from keras_vits.layers.linear_attention import kernel_attention, wide
 from keras_vits.layers.mlp import activation_function
 from keras_vits.models._base import VisionModel
@@ -257,20 +258,20 @@ class EfficientViT(VisionModel):
     @staticmethod
     def backbone(cfg, image):
         act, epsilon = cfg.activation, cfg.epsilon
-        x = ConvNorm(cfg.widths[0], 3, 2, act, epsilon, "norm", name="stem")(image)
+        x = ConvNorm(cfg.widths[0], 3, 2, act, epsilon, "norm", name=layer_names.STEM)(image)
         for i in range(cfg.depths[0]):
             x = LocalBlock(cfg.stem_kind, cfg.widths[0], 1, 1, act, epsilon, name=f"stem_{i}")(x)
         rates = iter(drop_path_rates(cfg.drop_path, sum(cfg.depths[1:]) + len(cfg.kinds)))
         for s, kind in enumerate(cfg.kinds):
             width, expansion = cfg.widths[s + 1], cfg.first_expansions[s]
             first = "lean" if kind == "attention" else kind
-            x = LocalBlock(first, width, 2, expansion, act, epsilon, next(rates), name=f"stage_{s}_block_0")(x)
+            x = LocalBlock(first, width, 2, expansion, act, epsilon, next(rates), name=layer_names.stage_block(s, 0))(x)
             expansion = cfg.expansions[s]
             for i in range(1, cfg.depths[s + 1] + 1):
-                name, rate = f"stage_{s}_block_{i}", next(rates)
+                name, rate = layer_names.stage_block(s, i), next(rates)
                 if kind == "attention":
                     x = AttentionBlock(cfg.head_width, expansion, act, epsilon, rate, name=name)(x)
                 else:
                     x = LocalBlock(kind, width, 1, expansion, act, epsilon, rate, name=name)(x)
         x = ConvNorm(cfg.final_width, 1, 1, act, 1e-5, "norm", name="final_conv")(x)
-        return HiddenPooling(cfg.final_hidden, act, epsilon, name="pool")(x)
+        return HiddenPooling(cfg.final_hidden, act, epsilon, name=layer_names.POOL)(x)

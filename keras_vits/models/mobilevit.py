@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from keras import layers, ops
 
 from keras_vits.layers import ConvNorm, SameShape, TransformerBlock, fold, unfold
+from keras_vits.layers import _names as layer_names
 from keras_vits.models._base import VisionModel
 from keras_vits.models._registry import register
 from keras_vits.models._stages import mobile_stages, total_stride
@@ -168,4 +169,4 @@ class MobileViT(VisionModel):
     def backbone(cls, cfg, image):
         x = mobile_stages(cfg, image, cls.Block, cfg.heads)
         x = ConvNorm(cfg.final_width, name="final_conv")(x)
-        return layers.GlobalAveragePooling2D(name="pool")(x)
+        return layers.GlobalAveragePooling2D(name=layer_names.POOL)(x)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from keras import layers
 
 from keras_vits.layers import ConvNorm, DropPath, GroupNorm, Mlp, SameShape, SeparableSelfAttention, fold, unfold
+from keras_vits.layers import _names as layer_names
 from keras_vits.models._base import VisionModel
 from keras_vits.models._registry import register
 from keras_vits.models._stages import mobile_stages, total_stride
@@ -152,4 +153,4 @@ class MobileViTV2(VisionModel):
     @classmethod
     def backbone(cls, cfg, image):
         x = mobile_stages(cfg, image, cls.Block)
-        return layers.GlobalAveragePooling2D(name="pool")(x)
+        return layers.GlobalAveragePooling2D(name=layer_names.POOL)(x)

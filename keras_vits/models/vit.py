@@ -22,6 +22,7 @@ from keras import initializers, layers, ops
 from keras_vits._util.resampling import resample_positions
 from keras_vits.heads import Classifier, PooledFeatures
 from keras_vits.layers import PositionEmbedding, TransformerBlock, drop_path_rates
+from keras_vits.layers import _names as layer_names
 from keras_vits.models._base import VisionModel
 from keras_vits.models._registry import register
 
@@ -134,7 +135,7 @@ def encode(cfg, x):
     check(cfg)
     prefix = cfg.class_token + cfg.distill_token + cfg.registers
     grid = x.shape[1:3]
-    x = layers.Reshape((-1, cfg.width), name="tokens")(x)
+    x = layers.Reshape((-1, cfg.width), name=layer_names.TOKENS)(x)
     if cfg.position != "none" and not positions_of_prefix(cfg):
         x = PositionEmbedding(cfg.position, grid, name="position")(x)
     if prefix:
@@ -157,11 +158,11 @@ def encode(cfg, x):
             cfg.layer_scale,
             cfg.gated,
             cfg.attention,
-            name=f"block_{i}",
+            name=layer_names.block(i),
         )(x)
     if cfg.norm == "tokens":
-        x = layers.LayerNormalization(epsilon=cfg.epsilon, name="norm")(x)
-    x = Pool("two tokens" if cfg.distill_token else cfg.pool, prefix, name="pool")(x)
+        x = layers.LayerNormalization(epsilon=cfg.epsilon, name=layer_names.NORM)(x)
+    x = Pool("two tokens" if cfg.distill_token else cfg.pool, prefix, name=layer_names.POOL)(x)
     if cfg.norm == "pooled":
         x = layers.LayerNormalization(epsilon=cfg.epsilon, name="fc_norm")(x)
     return x
@@ -360,9 +361,9 @@ class ViT(ViTHead):
 
     @staticmethod
     def backbone(cfg, image):
-        x = layers.Conv2D(cfg.width, cfg.patch_size, strides=cfg.patch_size, use_bias=not cfg.norm_pre, name="stem")(
-            image
-        )
+        x = layers.Conv2D(
+            cfg.width, cfg.patch_size, strides=cfg.patch_size, use_bias=not cfg.norm_pre, name=layer_names.STEM
+        )(image)
         return encode(cfg, x)
 
     names = {

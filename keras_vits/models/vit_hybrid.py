@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from keras import activations, layers, ops
 
 from keras_vits.layers import ConvNorm, GroupNorm
+from keras_vits.layers import _names as layer_names
 from keras_vits.models._registry import register
 from keras_vits.models.vit import BASE, LARGE, NAMES, SMALL, TINY, ViTConfig, ViTHead, encode
 
@@ -157,11 +158,11 @@ class HybridViT(ViTHead):
     def backbone(cfg, image):
         if cfg.backbone not in UNITS:
             raise ValueError(f"backbone must be one of {', '.join(UNITS)}; received {cfg.backbone!r}.")
-        x = Stem(cfg.backbone, name="stem")(image)
+        x = Stem(cfg.backbone, name=layer_names.STEM)(image)
         for s, depth in enumerate(cfg.stages):
             for i in range(depth):
                 strides = 2 if s > 0 and i == 0 else 1
-                x = Bottleneck(cfg.backbone, 4 * STEM_WIDTH * 2**s, strides, name=f"stage_{s}_block_{i}")(x)
+                x = Bottleneck(cfg.backbone, 4 * STEM_WIDTH * 2**s, strides, name=layer_names.stage_block(s, i))(x)
         x = layers.Conv2D(cfg.width, cfg.patch_size, strides=cfg.patch_size, use_bias=not cfg.norm_pre, name="embed")(x)
         return encode(cfg, x)
 

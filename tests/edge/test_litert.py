@@ -1,8 +1,10 @@
 """LiteRT: every primitive against the runtime, every family as one partition, recipes, and what a phone needs."""
 
 import functools
+import hashlib
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import time
@@ -182,13 +184,17 @@ def test_export(family, tmp_path):
     assert artifact.tools["litert_runtime"].split()[0] in ("ai_edge_litert", "tflite_runtime", "tensorflow.lite")
 
 
+SIDE = 128
+
+
 @pytest.fixture(scope="module")
 def full_size(tmp_path_factory):
-    """Family -> its full-size model and float32 file, made once."""
+    """Family -> its full-size model, where it can for small images, and its float32 file, made once."""
 
     @functools.cache
     def make(family):
-        model = randomize(keras_vits.create(family.variant))
+        size = {} if family.fixed_size else {"image_size": SIDE}
+        model = randomize(keras_vits.create(family.variant, **size))
         model.class_names = [f"class {i}" for i in range(1000)]
         return model, edge.litert.export(model, tmp_path_factory.mktemp(family.name))
 
@@ -284,27 +290,28 @@ def test_metadata_is_a_valid_flatbuffer(tmp_path):
     assert file.String(at(file, 0)) == b"labels.txt"
 
 
-def test_large_model_is_written_in_seconds(tmp_path):
-    """346 MB in less than 3 s of processor time; converters take 8 and more."""
+@pytest.mark.once
+def test_a_large_model_is_written_in_the_time_of_a_few_copies(tmp_path):
+    """346 MB in 3 to 4 times the processor time of copying, hashing and writing its weights; converters take ten."""
     model = keras_vits.create("vit_base_patch16_224")
-    seconds = []
-    while not seconds or (min(seconds) >= 3.0 and len(seconds) < 5):  # a busy machine slows the memory down
+    ratios = []
+    for i in range(3):
         begin = time.process_time()
-        artifact = edge.litert.export(model, tmp_path, name=f"model{len(seconds)}")
-        seconds.append(time.process_time() - begin)
+        artifact = edge.litert.export(model, tmp_path, name=f"model{i}")
+        exported = time.process_time()
+        content = b"".join(keras.ops.convert_to_numpy(variable).tobytes() for variable in model.weights)
+        (tmp_path / "copy").write_bytes(content)
+        assert len(hashlib.sha256(content).hexdigest()) == 64
+        ratios.append((exported - begin) / (time.process_time() - exported))
     assert artifact.size_bytes > 0.99 * 4 * model.count_params()  # some gains and biases are folded away
-    assert min(seconds) < 3.0
+    assert statistics.median(ratios) < 6, ratios
 
 
-FIRST = [f for f in FOR_PHONES if f.name in ("vit", "mixer", "mobilevit")]
-
-
-@pytest.mark.parametrize("family", FIRST, ids=lambda f: f.name)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in ("vit", "mobilevit")], ids=lambda f: f.name)
 def test_no_slower_than_keras_own_export(family, tmp_path):
-    """The ratio of the two files in turns, in processes of their own.
+    """The ratio of the two files in turns, in processes of their own, by the medians of their rounds.
 
-    Where the memory of a process happens to lie is worth more than the 2 percent, so up to five sets of them are tried.
-    The other families are in benchmarks/litert_graph.py.
+    Six such ratios were 0.91 to 0.93 and 0.97 to 1.00. The other families are in benchmarks/litert_graph.py.
     """
     if keras.backend.backend() != "tensorflow":
         pytest.skip("Keras' own LiteRT export of these models needs the TensorFlow backend")
@@ -318,10 +325,7 @@ def test_no_slower_than_keras_own_export(family, tmp_path):
     )
     x = images(model, 1)
     assert close(litert.load(ours).run(x)[0], litert.load(theirs).run(x)[0])
-    ratios = []
-    while len(ratios) < 5 and min(ratios, default=np.inf) > 1.02:
-        ratios.append(edge.ratio(*edge.benchmark([ours, theirs], min_seconds=1.0)))
-    assert min(ratios) <= 1.02, ratios
+    assert edge.ratio(*edge.benchmark([ours, theirs], min_seconds=1.0)) <= 1.02
 
 
 # ---- options
@@ -433,7 +437,7 @@ for seed in range(12):
     model = randomize(FAMILIES[0].create(), seed=seed + int(sys.argv[1]))
     edge.litert.export(model, {str(tmp_path)!r})
 """
-    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "KERAS_BACKEND": "jax"}
     both = [subprocess.Popen([sys.executable, "-c", code, str(n)], env=environment) for n in (0, 100)]
     assert [process.wait() for process in both] == [0, 0]
     (file,) = tmp_path.glob("*.tflite")

@@ -454,7 +454,7 @@ def test_batch_size_and_features(tmp_path):
     assert artifact.input.shape == (4, 32, 48, 3) and artifact.output_names == ("logits", "block_0", "pool")
     found = runner.predict(x)
     assert list(found) == list(artifact.output_names) and close(found["logits"], wide.predict(x, verbose=0))
-    assert close(runner.run(x[:4])[1], keras.Model(wide.inputs, wide.get_layer("block_0").output).predict(x[:4]))
+    assert close(runner.run(x[:4])[1], keras.Model(wide.input, wide.get_layer("block_0").output).predict(x[:4]))
 
 
 def test_the_same_bytes_every_time(tmp_path):
