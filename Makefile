@@ -23,11 +23,12 @@ demo: .venv/.demo
 	$(BIN)/keras-vits demo --backend jax
 
 test: .venv/.test
-	@set -- --cov --cov-report=; tests="-m pytest"; for backend in $(BACKEND); do \
+	@mkdir -p out; set --; tests="-m slipcover --source keras_vits,edge --json --out out/coverage.json -m pytest"; \
+	for backend in $(BACKEND); do \
 		echo "== $$backend"; \
 		KERAS_BACKEND=$$backend $(BIN)/python $$tests -n 2 --dist worksteal "$$@" || exit 1; \
-		case "$$*" in *--cov*) $(BIN)/python tools/coverage_floor.py || exit 1;; esac; \
-		set -- -m "not once"; \
+		case "$$tests" in *slipcover*) $(BIN)/python tools/coverage_floor.py || exit 1;; esac; \
+		set -- -m "not once"; tests="-m pytest"; \
 		case $$backend in $(WHEEL_AFTER)) tests=tools/on_wheel.py; echo "== what follows runs on the built wheel, without the source";; esac; \
 	done
 

@@ -4,7 +4,6 @@ import configparser
 import email
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -14,11 +13,13 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 
+from keras_vits import version
+
 pytestmark = pytest.mark.once
 
+VERSION = version.__version__
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-VERSION = re.search(r'"(.*)"', (ROOT / "keras_vits" / "version.py").read_text()).group(1)
 LAZY = {
     "ai_edge_litert",
     "ai_edge_quantizer",

@@ -58,14 +58,15 @@ def same(family, variant, reference, folder, networks, **hyperparameters):
         close(ours, theirs)
 
 
-@pytest.mark.parametrize("size", ["tiny", "full"])
 @pytest.mark.parametrize("family", IN_TIMM, ids=lambda f: f.name)
-def test_logits_and_blocks_equal_timm(timm, family, size, tmp_path, networks):
-    if size == "full":
-        same(family, family.variant, timm.create_model(family.variant), tmp_path, networks)
-    else:
-        shape = {k: v for k, v in family.tiny.items() if k != "num_classes"}
-        same(family, family.variant, family.timm_tiny(timm), tmp_path, networks, **shape)
+def test_logits_and_blocks_equal_timm(timm, family, tmp_path, networks):
+    shape = {k: v for k, v in family.tiny.items() if k != "num_classes"}
+    same(family, family.variant, family.timm_tiny(timm), tmp_path, networks, **shape)
+
+
+@pytest.mark.parametrize("family", [p for p in families.everywhere("vit", "mobilevit") if p.values[0] in IN_TIMM])
+def test_full_size_equals_timm(timm, family, tmp_path, networks):
+    same(family, family.variant, timm.create_model(family.variant), tmp_path, networks)
 
 
 @pytest.mark.parametrize(("family", "variant"), [pytest.param(f, v, id=v) for f in IN_TIMM for v in f.variants])

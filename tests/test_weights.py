@@ -295,6 +295,7 @@ def test_every_kind_of_row(tmp_path):
         keras_vits.load_weights(model, tmp_path / "table.safetensors", format="cvnets")
 
 
+@pytest.mark.once
 def test_no_row_of_a_table_is_dead():
     """Every row of every table is the one that some variant, made small, takes for one of its weights."""
     variants = [(registry.lookup(v)[0], v, family.small) for family in families.FAMILIES for v in family.variants]

@@ -177,8 +177,8 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="static_int8",
             formats=("litert", "onnx"),
-            description="8-bit weights and activations in dense layers, convolutions, attention's products and SiLU "
-            "between layers, the rest in float",
+            description="8-bit weights and activations in dense layers and convolutions, in LiteRT also in attention's "
+            "products and SiLU between layers; the rest in float",
             needs_calibration=True,
             entries=STATIC_ENTRIES,
             attention=True,

@@ -193,7 +193,8 @@ def test_a_grey_model_gets_grey_pictures(tmp_path):
     grey = keras_vits.create("vit_tiny_patch16_224", **tiny)
     grey.preprocessing = dataclasses.replace(PREPROCESSING, image_size=(16, 16), mean=(0.5,), std=(0.5,))
     bundle = edge.bundle(edge.litert.export(grey, tmp_path), tmp_path / "out", "android")
-    assert Image.open(bundle.model / "selftest/0.png").mode == "L"
+    with Image.open(bundle.model / "selftest/0.png") as picture:
+        assert picture.mode == "L"
     assert (bundle.model / "labels.txt").read_text() == ""  # unknown: the app says "class 0"
 
 
