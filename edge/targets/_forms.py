@@ -33,6 +33,10 @@ def turned(rank: int) -> Order:
     return (*outer, n, m)
 
 
+class UnsupportedError(Exception):
+    """What of an operation a format lacks; the writer says it with the operation, its layer and the format."""
+
+
 class Forms:
     """Keeps each Value's forms: order of axes -> variable of the file. A writer derives from it."""
 

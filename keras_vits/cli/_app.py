@@ -207,10 +207,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error (works behind every verb).")
+        bool, typer.Option("--debug", help="Show the traceback of an error (also after a command).")
     ] = False,
 ) -> None:
     pass

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_vits.graph.ir import Node, Value
 
-from .._forms import CHANNELS_FIRST, Order, Variable, identity, regroup
+from .._forms import CHANNELS_FIRST, Order, UnsupportedError, Variable, identity, regroup
 
 if TYPE_CHECKING:
     from .writer import Writer
@@ -22,10 +22,6 @@ Result = tuple[Variable, Order]
 Handler = Callable[..., Any]
 
 HANDLERS: dict[str, Handler] = {}  # op of a Graph -> what writes it
-
-
-class UnsupportedError(Exception):
-    """What of an operation Core ML lacks."""
 
 
 def writes(*ops: str) -> Callable[[Handler], Handler]:

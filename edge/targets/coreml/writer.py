@@ -15,10 +15,10 @@ import numpy as np
 
 from keras_vits.graph.ir import Graph, Node, Value
 
-from .._forms import CHANNELS_FIRST, Forms, Order, Variable, identity
+from .._forms import CHANNELS_FIRST, Forms, Order, UnsupportedError, Variable, identity
 from . import handlers_matrix  # noqa: F401  it registers handlers
 from .common import LAYOUTS, alone_and_quiet, check_option, coremltools
-from .handlers import HANDLERS, UnsupportedError
+from .handlers import HANDLERS
 from .layout import default_layout, neural_engine
 
 

@@ -8,8 +8,7 @@ import math
 
 import numpy as np
 
-from .._forms import CHANNELS_FIRST, identity, regroup, turned
-from .writer import UnsupportedError
+from .._forms import CHANNELS_FIRST, UnsupportedError, identity, regroup, turned
 
 WRITERS = {}
 

@@ -14,7 +14,8 @@ from keras_vits.graph.ops import definition
 from keras_vits.graph.rewrite.attention import fuse_attention, join_projections
 from keras_vits.version import __version__
 
-from .._forms import Forms, identity
+from .._forms import Forms, UnsupportedError, identity
+from .operations import WRITERS
 
 OPSET = 20
 IR_VERSION = 9  # of onnx 1.15, which brought opset 20
@@ -53,10 +54,6 @@ def onnx():
     except ImportError as e:
         raise ImportError(f"onnx is needed to write .onnx files ({e}): {EXTRA}") from None
     return package
-
-
-class UnsupportedError(Exception):
-    """What of an operation ONNX lacks."""
 
 
 def write(
@@ -197,8 +194,6 @@ class _Writer(Forms):
     # ---- the file
 
     def model(self, outputs, metadata):
-        from .operations import WRITERS
-
         helper = self.onnx.helper
         inputs = []
         for value in self.graph.inputs:
@@ -209,7 +204,7 @@ class _Writer(Forms):
         for name in outputs:
             self.taken.setdefault(name, 0)
         for node in self.graph.nodes:
-            self.write(node, WRITERS)
+            self.write(node)
         self.layer = ""
         found = [self.output(value, name) for value, name in zip(self.graph.outputs, outputs, strict=True)]
         graph = helper.make_graph(self.nodes, self.graph.name, inputs, found)
@@ -226,9 +221,9 @@ class _Writer(Forms):
         add_shapes(model)
         return model
 
-    def write(self, node, writers):
+    def write(self, node):
         self.layer = node.layer
-        if node.op not in writers:
+        if node.op not in WRITERS:
             raise ValueError(f"ONNX has no operation for {node.op!r} in layer {node.layer!r}.")
         allowed = TYPES.get(node.op, FLOAT)
         values = node.inputs[1:] if node.op == "where" else node.inputs
@@ -240,7 +235,7 @@ class _Writer(Forms):
             )
         self.precision = self.precision_of(node)
         try:
-            results = writers[node.op](self, node, *node.inputs, **node.attrs)
+            results = WRITERS[node.op](self, node, *node.inputs, **node.attrs)
         except UnsupportedError as e:
             raise ValueError(f"{node.op!r} in layer {node.layer!r} cannot be written for ONNX: {e}.") from None
         self.keep(node.outputs, results)
