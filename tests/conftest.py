@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 import sys
 
 import pytest
@@ -16,6 +17,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: threads 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 ROOT = pathlib.Path(__file__).parents[1]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = map(str, (ROOT / "tests", ROOT / "tools", ROOT / "benchmarks"))
 
 
