@@ -1,14 +1,20 @@
 """Reading `.keras` files."""
 
-import json
 import os
 import pathlib
 import zipfile
 
 import keras
+import msgspec
 
 from keras_vits._util.files import sha256
 from keras_vits.models._base import VisionModel
+
+
+class _Sidecar(msgspec.Struct):
+    """What is read of the .json beside a file; `keras_vits.edge.artifact` has all of it."""
+
+    sha256: str
 
 
 def load(path: str | os.PathLike[str]) -> VisionModel:
@@ -47,8 +53,8 @@ def _check_hash(path: pathlib.Path) -> None:
     if not sidecar.is_file():
         return
     try:
-        expected = json.loads(sidecar.read_text(encoding="utf-8"))["sha256"]
-    except (ValueError, KeyError, TypeError):
+        expected = msgspec.json.decode(sidecar.read_bytes(), type=_Sidecar).sha256
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise ValueError(f"{sidecar} does not describe {path.name}: delete it, or export the model again.") from None
     if sha256(path) != expected:
         raise ValueError(

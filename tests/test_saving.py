@@ -179,9 +179,10 @@ def test_load_checks_the_hash(tmp_path):
     VIT.create(num_classes=3).save(path)
     with pytest.raises(ValueError, match="was changed after it was written: its hash is not the one in"):
         keras_vits.load(path)
-    path.with_name(f"{path.name}.json").write_text("{}")
-    with pytest.raises(ValueError, match="does not describe"):
-        keras_vits.load(path)
+    for damaged in ("{}", '{"sha256": 3}', "[]", "[" * 9999):
+        path.with_name(f"{path.name}.json").write_text(damaged)
+        with pytest.raises(ValueError, match="does not describe"):
+            keras_vits.load(path)
     path.with_name(f"{path.name}.json").unlink()
     assert keras_vits.load(str(path)).cfg.num_classes == 3
 

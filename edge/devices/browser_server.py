@@ -131,6 +131,12 @@ class Failed(_Said, frozen=True):
 ANSWERS: dict[str, type[_Said]] = {"load": Loaded, "check": Checked, "run": Ran, "drop": Dropped}
 
 
+class _Package(msgspec.Struct, frozen=True):
+    """What is read of an npm package's package.json."""
+
+    version: str
+
+
 class _Posted(msgspec.Struct, frozen=True):
     session: int
     answer: msgspec.Raw = msgspec.Raw(b"")
@@ -229,7 +235,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, artifacts: Sequence[Artifact], host: str, port: int):
         npm = package()
-        self.runtime = f"LiteRT.js {json.loads((npm / 'package.json').read_text(encoding='utf-8'))['version']}"
+        self.runtime = f"LiteRT.js {msgspec.json.decode((npm / 'package.json').read_bytes(), type=_Package).version}"
         self.files: dict[str, pathlib.Path | bytes] = {"": PAGE / "index.html"}
         self.files |= {file.name: file for file in PAGE.iterdir()}
         for name, folder in (("core", npm), ("wasm-utils", npm.with_name("wasm-utils"))):

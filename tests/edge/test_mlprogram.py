@@ -476,6 +476,8 @@ def damage(path, what):
     data = path / "Data" / "com.apple.CoreML"
     if what == "manifest":
         (path / "Manifest.json").unlink()
+    elif what == "manifest of another form":
+        (path / "Manifest.json").write_text('{"itemInfoEntries": [], "rootModelIdentifier": 3}')
     elif what == "model missing":
         (data / "model.mlmodel").unlink()
     else:
@@ -484,7 +486,9 @@ def damage(path, what):
         file.write_bytes(b"" if what == "weights empty" else content[: len(content) // 2])
 
 
-@pytest.mark.parametrize("what", ["manifest", "model", "model missing", "weights", "weights empty"])
+@pytest.mark.parametrize(
+    "what", ["manifest", "manifest of another form", "model", "model missing", "weights", "weights empty"]
+)
 def test_a_damaged_package_is_named_in_one_line(what, tmp_path):
     program = saved(convert(lambda x: mb.linear(x=x, weight=random(64, 64)), (1, 64)), tmp_path)
     damage(program.path, what)

@@ -11,12 +11,12 @@ Reference  coremltools' `mlmodel/format/Model.proto` and `mlmodel/format/MIL.pro
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from keras_vits.graph.ir import histogram
@@ -27,6 +27,17 @@ from .encoding import TYPES, Blobs, decode, rounded, shape_of
 from .evaluate import BROADCAST, OPS, TENSORS
 
 Arguments = dict[str, Any]  # of an operation: an array, the name of a value, or a list of them
+
+
+class _Item(msgspec.Struct):
+    path: str
+
+
+class _Manifest(msgspec.Struct):
+    """What is read of a package's Manifest.json."""
+
+    items: dict[str, _Item] = msgspec.field(name="itemInfoEntries")
+    root: str = msgspec.field(name="rootModelIdentifier")
 
 
 class Program:
@@ -50,13 +61,13 @@ class Program:
         from google.protobuf.message import DecodeError
 
         try:
-            manifest = json.loads((self.path / "Manifest.json").read_text(encoding="utf-8"))
-            model = self.path / "Data" / manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+            manifest = msgspec.json.decode((self.path / "Manifest.json").read_bytes(), type=_Manifest)
+            model = self.path / "Data" / manifest.items[manifest.root].path
             self.spec = proto.Model_pb2.Model.FromString(model.read_bytes())
             self._folder = model.parent
             self._files: dict[str, Blobs] = {}
             unknown = self._read()
-        except (OSError, ValueError, LookupError, TypeError, DecodeError) as e:
+        except (OSError, ValueError, LookupError, TypeError, DecodeError, msgspec.MsgspecError) as e:
             raise ValueError(f"{self.path} is not a complete .mlpackage ({e}): export the model again.") from None
         if unknown:
             raise ValueError(f"{self.path} cannot be evaluated: no reference definition of {', '.join(unknown)}.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ... import artifact as artifacts
@@ -31,6 +31,19 @@ def load(artifact: artifacts.Artifact, compute_units: str | None = None) -> Runn
     return Runner(artifact, compute_units)
 
 
+class _Written(msgspec.Struct):
+    """What is read of the metadata that `export` writes."""
+
+    compute_units: str = "all"
+
+
+def _written(artifact: artifacts.Artifact, text: str) -> _Written:
+    try:
+        return msgspec.json.decode(text, type=_Written)
+    except (msgspec.MsgspecError, RecursionError) as e:
+        raise ValueError(f"{artifact.path} has damaged metadata ({e}): export the model again.") from None
+
+
 class Runner:
     """Runs a Core ML artifact.
 
@@ -44,7 +57,7 @@ class Runner:
         self.artifact = artifact
         self._program = Program(artifact.path)
         metadata = self._program.spec.description.metadata.userDefined
-        self.compute_units: str = compute_units or json.loads(metadata.get(METADATA, "{}")).get("compute_units", "all")
+        self.compute_units: str = compute_units or _written(artifact, metadata.get(METADATA, "{}")).compute_units
         check_option("compute_units", self.compute_units, COMPUTE_UNITS)
         self._model: Any = None
         ct = coremltools()
