@@ -1,6 +1,7 @@
 """Saved models open again, in a fresh process after `import keras_vits`, and hold what they held."""
 
 import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -70,13 +71,6 @@ def models():
         with values_later():
             model = keras.Model(x, layer(cls)(x))
         yield name, families.randomize(model), True
-    for family in families.FAMILIES:
-        model = family.create()
-        yield f"{family.variant}", model, family is VIT
-        if family in (VIT, families.FAMILIES[-1]):
-            yield f"{family.variant}_features", model.features(), family is VIT
-        head = keras.layers.Dense(3)(model.layers[-2].output)
-        yield f"{family.variant}_head", keras.Model(model.input, head), family is VIT
     yield "maps", VIT.create().features([0, -1], maps=True), True
     original = VIT.create()
     with values_later():
@@ -86,6 +80,16 @@ def models():
     left, right = (VIT.create(name=name) for name in ("left", "right"))
     yield "two", keras.Model(image, keras.layers.concatenate([left(image), right(image)])), True
     yield "within", keras.Sequential([keras.Input((32, 32, 3)), VIT.create(), keras.layers.Dense(2)]), True
+
+
+def of_family(family):
+    """The family's own model, of two families its features, and a user's model on its layers."""
+    model = family.create()
+    yield f"{family.variant}", model, family is VIT
+    if family in (VIT, families.FAMILIES[-1]):
+        yield f"{family.variant}_features", model.features(), family is VIT
+    head = keras.layers.Dense(3)(model.layers[-2].output)
+    yield f"{family.variant}_head", keras.Model(model.input, head), family is VIT
 
 
 def save(model, path, compared=True):
@@ -112,14 +116,23 @@ def opened(paths, imports, **environment):
     return {path.stem: json.loads(done.stdout.splitlines()[-1])[str(path)] for path in paths}
 
 
-def test_every_layer_and_family_opens_in_a_fresh_process(tmp_path):
-    """Outputs are compared where they are quick to compute; elsewhere weights and configuration, which make them."""
+def open_again(models, folder):
+    """Saves them all and opens them in a new process."""
     paths = []
-    for name, model, compared in models():
-        paths.append(tmp_path / f"{name}.keras")
+    for name, model, compared in models:
+        paths.append(folder / f"{name}.keras")
         save(model, paths[-1], compared)
     found = opened(paths, "import keras_vits, keras, numpy as np")
     assert len(found) == len(paths) and not {name: differs for name, differs in found.items() if differs}
+
+
+def test_every_layer_opens_in_a_fresh_process(tmp_path):
+    open_again(models(), tmp_path)
+
+
+def test_every_family_opens_in_a_fresh_process(tmp_path):
+    """Outputs are compared where they are quick to compute; elsewhere weights and configuration, which make them."""
+    open_again(itertools.chain.from_iterable(map(of_family, families.FAMILIES)), tmp_path)
 
 
 @pytest.mark.once
