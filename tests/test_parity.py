@@ -89,7 +89,7 @@ def architectures():
             seen.add(network)
 
 
-@pytest.mark.parametrize(("family", "variant"), architectures())
+@pytest.mark.parametrize(("family", "variant"), list(architectures()))
 def test_every_architecture_equals_timm(timm, family, variant, tmp_path, networks):
     shape = small(family)
     same(family, variant, family.timm_small(timm, variant), tmp_path, networks, **shape)
