@@ -514,18 +514,17 @@ def test_wrong_inputs(tmp_path):
 
 
 def test_importing_coremltools_leaves_other_packages_alone():
-    first, later = "torch", "tensorflow"
-    code = f"""
-import sys, {first}
+    code = """
+import sys, torch
 from keras_vits.edge.targets.coreml import common, mlprogram
-packages = lambda: {{name.split(".")[0] for name in sys.modules}}
+packages = lambda: {name.split(".")[0] for name in sys.modules}
 before = packages()
 ct = common.coremltools()
 new = packages() - before
-assert not new & {{"tensorflow", "torch", "torchvision", "transformers", "sklearn"}}, new
+assert not new & {"tensorflow", "torch", "torchvision", "transformers", "sklearn"}, new
 assert ct is common.coremltools()
-import {later}, sklearn.cluster
-assert {later}.ones([2, 3]).shape == (2, 3)
+import tensorflow, sklearn.cluster
+assert tensorflow.ones([2, 3]).shape == (2, 3)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
