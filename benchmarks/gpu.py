@@ -116,14 +116,19 @@ class Job(train.Runner):
             timer.cancel()
 
     def send(self, number):
+        """To the process and all that it has started, once it leads a group of its own; before that, to it alone."""
         if getattr(self, "worker", None) and self.worker.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            try:
                 os.killpg(self.worker.process.pid, number)
+            except (ProcessLookupError, PermissionError):
+                self.worker.process.send_signal(number)
 
     def end(self, why=None):
         self.error = self.error or why
         self.send(signal.SIGCONT)
         self.send(signal.SIGKILL)
+        if getattr(self, "worker", None):
+            self.worker.__exit__()
 
 
 class Bench:

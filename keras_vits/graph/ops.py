@@ -125,6 +125,18 @@ def _resize_types(given: Sequence[str | None], attrs: dict[str, Any]) -> tuple[s
     return ANY(given, attrs) if attrs["mode"] == "nearest" else FLOATS(given, attrs)
 
 
+def _clip_types(given: Sequence[str | None], attrs: dict[str, Any]) -> tuple[str, ...]:
+    """Whole numbers stay what they are between bounds that their type has; all others are floats by then."""
+    (dtype,) = NUMBERS(given, attrs)
+    if dtype != "float32":
+        held = np.iinfo(DTYPES[dtype])
+        if not all(held.min <= attrs[k] <= held.max and attrs[k] == int(attrs[k]) for k in ("low", "high")):
+            raise ValueError(
+                f"its bounds must be numbers that {dtype} has; they are {attrs['low']} and {attrs['high']}"
+            )
+    return (dtype,)
+
+
 def _top_k_types(given: Sequence[str | None], attrs: dict[str, Any]) -> tuple[str, ...]:
     return (*NUMBERS(given, attrs), "int32")
 
@@ -313,7 +325,8 @@ def _depth_to_space(x: np.ndarray, block: int) -> np.ndarray:
 
 
 def _top_k(x: np.ndarray, k: int) -> list[np.ndarray]:
-    order = np.argsort(-x, axis=-1, kind="stable")[..., :k]
+    keys = x if x.dtype.kind == "f" else x.astype(np.int64)  # which holds the negative of each
+    order = np.argsort(-keys, axis=-1, kind="stable")[..., :k]
     return [np.take_along_axis(x, order, -1), order]
 
 
@@ -482,7 +495,9 @@ OPS: dict[str, Op] = {
     "gelu": _unary(gelu),  # approximate: the tanh form, otherwise the exact erf form
     "elu": _unary(lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))),
     "leaky_relu": _unary(lambda x, alpha: np.where(x >= 0, x, alpha * x)),
-    "clip": _unary(lambda x, low, high: np.clip(x, low, high), NUMBERS),
+    "clip": _unary(  # low, high: floats, for whole numbers ints
+        lambda x, low, high: np.clip(x, x.dtype.type(low), x.dtype.type(high)), _clip_types
+    ),
     "cast": _unary(  # dtype: a key of DTYPES
         lambda x, dtype: x.astype(DTYPES[dtype]),
         _cast_types,

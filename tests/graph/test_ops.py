@@ -1,6 +1,8 @@
 """The table of operations is complete, types follow Keras' promotion, and a broken graph is named."""
 
+import contextlib
 import inspect
+import itertools
 import pathlib
 import re
 
@@ -15,7 +17,7 @@ from keras_vits.edge.targets import coreml, litert
 from keras_vits.edge.targets.litert.gpu import BUILTINS, FORBIDDEN
 from keras_vits.edge.targets.onnx import operations
 from keras_vits.graph.ir import Builder, Graph, Node, Value, make_node
-from keras_vits.graph.ops import FUSED, OPS, having, promote
+from keras_vits.graph.ops import DTYPES, FUSED, OPS, having, promote
 from keras_vits.graph.rewrite import RULES, rewrite
 from keras_vits.graph.trace import _tracer
 
@@ -26,7 +28,7 @@ AXES = dict(axes=(1, 3), keepdims=True)
 ATTRS = {
     "elu": dict(alpha=0.5),
     "leaky_relu": dict(alpha=0.5),
-    "clip": dict(low=-1.0, high=1.0),
+    "clip": dict(low=2, high=100),
     "cast": dict(dtype="int32"),
     "dequantize": dict(scale=0.5, zero_point=3),
     "softmax": dict(axis=2),
@@ -64,41 +66,56 @@ OTHERS = {  # shapes behind x
 
 
 def accepted(op, shapes):
-    """Types of inputs that the operation accepts, all the same if possible, and float32 if possible."""
-    attrs = ATTRS.get(op, {})
-    for dtype in ("float32", "int32", "uint8", "bool"):
-        for first in (dtype, "bool"):
-            for last in (dtype, "int32"):
-                given = [first, *[dtype] * (len(shapes) - 2), last][: len(shapes)]
-                try:
-                    return given, OPS[op].types(given, attrs)
-                except ValueError:
-                    continue
-    raise AssertionError(f"{op} accepts nothing")
+    """Every (types of inputs, types of outputs) that the operation's entry accepts, for inputs of these shapes."""
+    found = {}
+    for given in itertools.product(DTYPES, repeat=len(shapes)):
+        with contextlib.suppress(ValueError):
+            found[given] = OPS[op].types(given, ATTRS.get(op, {}))
+    return found
+
+
+def filled(random, shape, dtype, most):
+    """Random numbers: float32 about 3, bool, uint8 up to the largest, int32 in [0, most), which are indices, too."""
+    if dtype == "float32":
+        return (random.normal(size=shape) + 3).astype(dtype)
+    return random.integers(0, {"bool": 2, "uint8": 256}.get(dtype, most), shape).astype(dtype)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_operation_gives_what_its_entry_says(op):
-    """Shapes and types of the table are those of its meaning, and every attribute has a case here."""
+    """Shapes and types of the table are those of its meaning for every type it accepts, and no result of whole numbers
+    is too large for its type, but for arithmetic, which wraps around in Keras, too."""
     entry, attrs = OPS[op], ATTRS.get(op, {})
     arity = sum(p.kind is p.POSITIONAL_OR_KEYWORD and name in "ab" for name, p in
                 inspect.signature(entry.infer).parameters.items())  # fmt: skip
     shapes = [IMAGE, *OTHERS.get(op, [(6, 1)] if arity == 2 else [])]
-    dtypes, expected = accepted(op, shapes)
     random = np.random.default_rng(0)
-    fill = lambda shape, dtype: random.normal(size=shape) + 3 if dtype == "float32" else random.integers(0, 3, shape)
-    arrays = [fill(shape, dtype).astype(dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-    b = Builder()
-    made = b(op, *(b.input("x", s, t) for s, t in zip(shapes, dtypes, strict=True)), **attrs)
-    b.graph.outputs = list(made) if isinstance(made, tuple) else [made]
-    assert tuple(v.dtype for v in b.graph.outputs) == expected
-    found = b.graph.check()(*arrays)  # which compares shapes
-    raw = entry(*arrays, **attrs)
-    for value, array, before in zip(b.graph.outputs, found, raw if isinstance(raw, list) else [raw], strict=True):
-        assert array.dtype == value.dtype
-        assert before.dtype.kind == array.dtype.kind  # the meaning has the declared type, but for its width
-    if entry.macs is not None:
-        assert entry.macs(shapes, made.shape, attrs) > 0
+    found = accepted(op, shapes)
+    assert found
+    for dtypes, expected in found.items():
+        arrays = [filled(random, shape, dtype, IMAGE[2]) for shape, dtype in zip(shapes, dtypes, strict=True)]
+        b = Builder()
+        made = b(op, *(b.input("x", s, t) for s, t in zip(shapes, dtypes, strict=True)), **attrs)
+        b.graph.outputs = list(made) if isinstance(made, tuple) else [made]
+        assert tuple(v.dtype for v in b.graph.outputs) == expected, dtypes
+        outputs = b.graph.check()(*arrays)  # which compares shapes
+        raw, exact = entry(*arrays, **attrs), entry(*(widened(a) for a in arrays), **attrs)
+        for value, array, before, wide in zip(b.graph.outputs, outputs, listed(raw), listed(exact), strict=True):
+            assert array.dtype == value.dtype, dtypes
+            assert before.dtype.kind == array.dtype.kind, dtypes  # the meaning has the declared type, but for its width
+            if not entry.elementwise and array.dtype.kind in "iu" and "float32" not in dtypes:
+                np.testing.assert_array_equal(array, wide, err_msg=f"{op} of {dtypes}")
+        if entry.macs is not None:
+            assert entry.macs(shapes, made.shape, attrs) > 0
+
+
+def widened(array):
+    """The same whole numbers in a type that holds every sum of them."""
+    return array.astype("int64") if array.dtype.kind in "iu" else array
+
+
+def listed(found):
+    return found if isinstance(found, list) else [found]
 
 
 def test_traits_fit_each_other():
@@ -167,6 +184,9 @@ INTEGERS = {
     "matmul": lambda x: ops.matmul(x, np.float32([[0.5], [1], [2]])),
     "argmax kept": lambda x: ops.argmax(x, axis=1, keepdims=True),
     "argmax of all": lambda x: ops.argmax(x),
+    "clip": lambda x: ops.clip(x, 1, 6),
+    "clip beyond the type": lambda x: ops.clip(x, 2, 255),
+    "top_k": lambda x: ops.top_k(x, 2)[0],
 }
 
 

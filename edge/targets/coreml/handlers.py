@@ -95,6 +95,9 @@ def with_slope(w: Writer, node: Node, x: Value, alpha: float) -> Result:
 @writes("clip")
 def clip(w: Writer, node: Node, x: Value, low: float, high: float) -> Result:
     variable, order = w.at_hand(x)
+    if node.output.dtype != "float32":  # its clip is for floats alone
+        variable = w.emit("maximum", x=variable, y=np.int32(low))
+        return w.emit("minimum", x=variable, y=np.int32(high)), order
     return w.emit("clip", x=variable, alpha=np.float32(low), beta=np.float32(high)), order
 
 

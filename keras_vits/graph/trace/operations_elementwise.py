@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from keras_vits.graph.ir import Value
 
 from ._tracer import Tracer, UnsupportedError, graph_dtype, translates
@@ -143,8 +145,16 @@ def leaky_relu(t: Tracer, o: Any, x: Any) -> Value:
 
 @translates("Clip")
 def clip(t: Tracer, o: Any, x: Any) -> Value:
-    x = t.value(x)
-    return t.build("clip", t.cast(x, "int32") if x.dtype == "bool" else x, low=float(o.x_min), high=float(o.x_max))
+    """Whole numbers stay such between whole bounds; between others they become floats, as on JAX and PyTorch."""
+    x, low, high = t.value(x), float(o.x_min), float(o.x_max)
+    if x.dtype == "float32":
+        return t.build("clip", x, low=low, high=high)
+    if not (low.is_integer() and high.is_integer()):
+        return t.build("clip", t.cast(x, "float32"), low=low, high=high)
+    x = x if x.dtype == "uint8" else t.cast(x, "int32")
+    held = np.iinfo(x.dtype)
+    low, high = (int(min(max(bound, held.min), held.max)) for bound in (low, high))
+    return t.build("clip", x, low=low, high=high)
 
 
 @translates("StopGradient", "Copy")

@@ -6,6 +6,8 @@ import typing
 
 import numpy as np
 
+from keras_vits.graph.ops import DTYPES
+
 from ._registry import given, handles
 
 if typing.TYPE_CHECKING:
@@ -117,7 +119,7 @@ def softplus(w: Writer, node: Node) -> None:
 
 @handles("clip")
 def clip(w: Writer, node: Node) -> None:
-    low, high = (w.constant(node.attrs[k], np.float32, k) for k in ("low", "high"))
+    low, high = (w.constant(node.attrs[k], DTYPES[node.output.dtype], k) for k in ("low", "high"))
     y = w.step("MAXIMUM", [w.value(node.inputs[0]), low], node.output.shape, "low", "MaximumMinimum")
     w.emit("MINIMUM", [y, high], [w.value(node.output)], "MaximumMinimum")
 
