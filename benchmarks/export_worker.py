@@ -96,13 +96,13 @@ def keras_model(order, folder):
 def keras(order, folder, path):
     from keras_vits.edge import keras_file
 
-    keras_file.export(keras_model(order, folder), folder, name=path.stem)
+    keras_file.export(keras_model(order, folder), folder, name=path.stem, overwrite=True)
 
 
 def ours_float32(order, folder, path):
     from keras_vits import edge
 
-    edge.litert.export(keras_model(order, folder), folder, name="ours")
+    edge.litert.export(keras_model(order, folder), folder, name="ours", overwrite=True)
 
 
 def gemm_float32(order, folder, path):
@@ -112,7 +112,7 @@ def gemm_float32(order, folder, path):
 
     side = order["options"]["side"]
     rows = Input((32, side // 32, side))
-    edge.litert.export(Model(rows, layers.Dense(side)(rows)), folder, name="gemm")
+    edge.litert.export(Model(rows, layers.Dense(side)(rows)), folder, name="gemm", overwrite=True)
 
 
 def ours_quantized(order, folder, path):
@@ -120,7 +120,7 @@ def ours_quantized(order, folder, path):
 
     source = edge.artifact.load(folder / f"{order['needs']}.tflite")
     calibration = np.load(folder / "weights" / "calibration.npy") if source.model == "ours" else None
-    edge.litert.quantize(source, order["options"]["recipe"], calibration)
+    edge.litert.quantize(source, order["options"]["recipe"], calibration, overwrite=True)
 
 
 # ---------------------------------------------------------------- the others

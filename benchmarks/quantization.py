@@ -92,7 +92,7 @@ def measure(folder):
             expected = litert.load(f32).predict(test)
             for recipe, steps in STEPS.items():
                 for what, chosen in steps.items():
-                    batches = None if chosen is None else [image[None] for image in images]
+                    batches = None if chosen is None else [(image[None],) for image in images]
                     preparation = Preparation(f32.path.read_bytes(), RECIPES[recipe], batches, steps=chosen or ())
                     path = pathlib.Path(folder) / "tried.tflite"
                     path.write_bytes(preparation.quantized())

@@ -112,7 +112,7 @@ def theirs(content, recipe, batches, key):
     name = file.name(file.main.inputs[0])
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
         quantizer = Quantizer(bytearray(content), entries)
-        ranges = quantizer.calibrate({"serving_default": [{name: batch} for batch in batches]})
+        ranges = quantizer.calibrate({"serving_default": [{name: image} for (image,) in batches]})
         made = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(made.quantized_model)
 
@@ -138,7 +138,7 @@ def measure(names, folder):
 
     for name, model, calibration, test, labels in models(names):
         f32 = litert.export(model, folder, name=name)
-        content, batches = f32.path.read_bytes(), [image[None] for image in calibration]
+        content, batches = f32.path.read_bytes(), [(image[None],) for image in calibration]
         expected = litert.load(f32, threads=1).predict(test)
         for case, recipe in cases().items():
             ways = {way: (ours, steps) for way, steps in OURS.items()}

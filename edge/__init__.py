@@ -12,6 +12,8 @@ _HOMES = {  # public name -> the module that defines it
     "Choice": "tune.search",
     "DeviceError": "records",
     "DeviceWarning": "records",
+    "HalfCheck": "records",
+    "HalfStep": "records",
     "Latency": "records",
     "LayerNoise": "tune.sensitivity",
     "OperationTime": "evidence.profile",

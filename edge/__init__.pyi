@@ -16,6 +16,8 @@ from .evidence.verify import verify as verify
 from .quantize.calibration import CalibrationWarning as CalibrationWarning
 from .records import DeviceError as DeviceError
 from .records import DeviceWarning as DeviceWarning
+from .records import HalfCheck as HalfCheck
+from .records import HalfStep as HalfStep
 from .records import Latency as Latency
 from .records import Verification as Verification
 from .records import ratio as ratio
@@ -38,6 +40,8 @@ __all__ = [
     "Choice",
     "DeviceError",
     "DeviceWarning",
+    "HalfCheck",
+    "HalfStep",
     "Latency",
     "LayerNoise",
     "OperationTime",

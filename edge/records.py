@@ -12,6 +12,8 @@ import numpy as np
 
 from .artifact import Artifact
 
+ROUNDS = 5  # turns, from which on their ratios have percentiles
+
 
 class DeviceError(ValueError):
     """A device that is not there, or went away.
@@ -44,6 +46,7 @@ class Latency:
         threads: number of threads that the runtime was allowed; `None` where it decides for itself.
         runs: number of runs that were timed.
         median_ms: median time of one run.
+        p10_ms: one of ten runs is faster; with `p90_ms`, the spread of the runs.
         p90_ms: nine of ten runs are faster.
         p99_ms: 99 of 100 runs are faster.
         load_ms: from the file to a model that is ready for its first image, the runtime being imported already.
@@ -62,6 +65,7 @@ class Latency:
     threads: int | None
     runs: int
     median_ms: float
+    p10_ms: float | None = None
     p90_ms: float | None = None
     p99_ms: float | None = None
     load_ms: float | None = None
@@ -94,6 +98,31 @@ def ratio(a: Latency, b: Latency) -> float:
     return float(np.median(np.divide(a.round_ms, b.round_ms)))
 
 
+def equally_fast(a: Latency, b: Latency) -> bool:
+    """Whether the difference of two times lies within the spread of the runs, so that it says nothing.
+
+    Measured in turns, it does where the ratios of the turns' mean times lie on both sides of 1 between their 10th and
+    90th percentile: a busy moment of the machine, which hits both, is no difference. Otherwise, where the times between
+    which four of five runs lie (of a device that tells no percentiles: all turns) overlap.
+
+    Args:
+        a: a `Latency`.
+        b: another one.
+    """
+    if a.started == b.started and len(a.round_ms) == len(b.round_ms) >= ROUNDS:
+        low, high = np.percentile(np.divide(a.round_ms, b.round_ms), [10, 90])
+        return bool(low <= 1 <= high)
+    (low_a, high_a), (low_b, high_b) = _spread(a), _spread(b)
+    return low_a <= high_b and low_b <= high_a
+
+
+def _spread(latency: Latency) -> tuple[float, float]:
+    if latency.p10_ms is not None and latency.p90_ms is not None:
+        return latency.p10_ms, latency.p90_ms
+    times = latency.round_ms or (latency.median_ms,)
+    return min(times), max(times)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputCheck:
     """How far one output is from the model's.
@@ -103,12 +132,76 @@ class OutputCheck:
         kind: of its `OutputSpec`.
         sqnr_db: as `Verification.sqnr_db`.
         max_abs_error: largest difference.
+        agreement: fraction of images, and of a mask of pixels, for which both give the same class; `None` of an output
+            that tells none.
     """
 
     name: str
     kind: str
     sqnr_db: float
     max_abs_error: float
+    agreement: float | None = None
+
+    @property
+    def counted(self) -> str:
+        """What `agreement` is a fraction of: `"images"`, or `"pixels"` of a mask."""
+        return "pixels" if self.kind == "mask" else "images"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HalfStep:
+    """One operation of a file in half precision, over all images.
+
+    Attributes:
+        layer: name of what it computes, which begins with our layer's name.
+        operation: the format's name of it.
+        largest: the largest absolute value that it computes in float32.
+        overflowing: fraction of its finite results that half precision has as infinity or NaN, given right inputs.
+        vanishing: fraction of its results that half precision has as 0 and float32 has not, given right inputs.
+        own_db: signal-to-noise ratio of its results in half precision, given the inputs of float32: what it loses
+            itself. Infinite if it loses nothing.
+        sqnr_db: the same, given the inputs of half precision: with all that was lost before.
+        output_db: signal-to-noise ratio of the file's outputs, of the worst one, on the first images, when this
+            operation alone is in half precision; `None` of those that lose little.
+    """
+
+    layer: str
+    operation: str
+    largest: float
+    overflowing: float
+    vanishing: float
+    own_db: float
+    sqnr_db: float
+    output_db: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HalfCheck:
+    """A file run operation by operation in half precision.
+
+    Attributes:
+        accumulator: `"float32"` or `"float16"`: what sums are kept in while they grow.
+        steps: a `HalfStep` for each operation that computes floating-point numbers, in the file's order.
+    """
+
+    accumulator: str
+    steps: tuple[HalfStep, ...]
+
+    @property
+    def overflows(self) -> tuple[HalfStep, ...]:
+        """The operations in which numbers overflow."""
+        return tuple(step for step in self.steps if step.overflowing)
+
+    @property
+    def vanishes(self) -> tuple[HalfStep, ...]:
+        """The operations in which numbers become 0, those that lose most by it first. Often that is right: beside what
+        they are added to, those numbers are nothing."""
+        return tuple(sorted((step for step in self.steps if step.vanishing), key=lambda step: step.own_db))
+
+    def worst(self, count: int = 5) -> tuple[HalfStep, ...]:
+        """The operations that cost the outputs most, the worst first."""
+        known = [(step.output_db, i) for i, step in enumerate(self.steps) if step.output_db is not None]
+        return tuple(self.steps[i] for _, i in sorted(known)[:count])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +228,7 @@ class Verification:
             `Traits.offenders`.
         verified_by: what ran the file.
         outputs: an `OutputCheck` for each output.
+        half: a `HalfCheck`, of a check in half precision; otherwise `None`.
     """
 
     artifact: Artifact
@@ -150,6 +244,7 @@ class Verification:
     gpu_offenders: tuple[str, ...] | None = None
     verified_by: str
     outputs: tuple[OutputCheck, ...] = ()
+    half: HalfCheck | None = None
 
 
 def sqnr_db(signal: float, noise: float) -> float:

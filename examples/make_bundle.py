@@ -44,6 +44,5 @@ with tempfile.TemporaryDirectory() as temporary:
     # What a developer does by hand: the source to the sources, the model to the assets.
     source.mkdir(parents=True, exist_ok=True)
     shutil.copy(bundle.source, source)
-    shutil.rmtree(assets, ignore_errors=True)
-    shutil.copytree(bundle.model, assets)
+    shutil.copytree(bundle.model, assets, dirs_exist_ok=True)  # what else lies there stays
 print(f"{source / bundle.source.name} and {assets}/, with {bundle.pictures} pictures to test itself")

@@ -26,8 +26,10 @@ pictures = data.load(args.data, model.preprocessing, limit=32 if args.smoke else
 trained = fit.fit(model, pictures.train, pictures.validation, epochs=1 if args.smoke else args.epochs)
 print(f"{trained.top1:.1%} of the held-out pictures are right after {trained.epochs} epochs")
 
-float32 = edge.litert.export(model, args.out)
-int8 = edge.litert.quantize(float32, "static_int8", calibration=pictures.train.take(128).images())
+# A second run replaces the files of the first.
+float32 = edge.litert.export(model, args.out, overwrite=True)
+calibration = pictures.train.take(128).images()
+int8 = edge.litert.quantize(float32, "static_int8", calibration=calibration, overwrite=True)
 
 held_out = pictures.validation
 for artifact in (float32, int8):

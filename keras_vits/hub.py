@@ -361,7 +361,11 @@ def _load(folder):
             "keras_hub.models.ImageClassifier.from_preset or keras_hub.models.Backbone.from_preset first."
         )
     kind = keras_hub.models.ImageClassifier if (folder / "task.json").is_file() else keras_hub.models.Backbone
-    return kind.from_preset(str(folder))
+    try:
+        return kind.from_preset(str(folder))
+    except Exception as e:  # of a damaged preset: of json, of h5py, of whatever class its configuration names
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise ValueError(f"{folder} is not a preset that keras-hub can read ({reason}).") from None
 
 
 def _translate(source, task):

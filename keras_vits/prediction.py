@@ -1,12 +1,13 @@
 """What is on a picture: labels with probabilities."""
 
 import dataclasses
+import os
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_vits.specs import OutputSpec
+from keras_vits.specs import OutputSpec, whole_number
 
 BATCH = 32  # pictures that are computed at once
 
@@ -39,8 +40,11 @@ def predict(model: keras.Model, image: Any, top_k: int = 5) -> list[Any]:
         A list of `Prediction`, the most probable first; for a list of pictures, a list of such lists.
 
     Raises:
-        ValueError: an unreadable picture, pixels that are not uint8, `top_k` below 1, or a model without a head.
+        ValueError: an unreadable picture, pixels that are not uint8, `top_k` below 1, a model without a head, or one
+            that gives NaN or infinity for a picture, which the message names.
     """
+    if not hasattr(model, "output_specs"):
+        raise ValueError(f"predict takes a VisionModel, which knows its classes; received {type(model).__name__}.")
     spec = model.output_specs[0]
     if not spec.is_classification:
         raise ValueError(f"{model.name} gives {spec.kind}, so it predicts no classes: create it with num_classes.")
@@ -48,17 +52,20 @@ def predict(model: keras.Model, image: Any, top_k: int = 5) -> list[Any]:
     found = []
     for start in range(0, len(images), BATCH):
         batch = np.stack([model.preprocessing(one) for one in images[start : start + BATCH]])
-        found += [best(logits, spec, top_k) for logits in model.predict_on_batch(batch)]
+        for i, scores in enumerate(model.predict_on_batch(batch), start):
+            name = str(images[i]) if isinstance(images[i], (str, os.PathLike)) else f"picture {i}"
+            found.append(best(scores, spec, top_k, name))
     return found if isinstance(image, (list, tuple)) else found[0]
 
 
-def best(scores: np.ndarray, spec: OutputSpec, top_k: int) -> list[Prediction]:
+def best(scores: np.ndarray, spec: OutputSpec, top_k: int, picture: str = "the picture") -> list[Prediction]:
     """The most probable classes.
 
     Args:
         scores: (K,), an image's values of the output.
         spec: the `OutputSpec` of the output.
         top_k: how many; all if there are fewer.
+        picture: what the message calls it where the values are not finite.
 
     Returns:
         A list of `Prediction`, the most probable first. Of a single class there is one, with its own probability.
@@ -66,11 +73,13 @@ def best(scores: np.ndarray, spec: OutputSpec, top_k: int) -> list[Prediction]:
     Raises:
         ValueError: `top_k` below 1, an output without classes, or values that are not finite.
     """
-    if top_k < 1:
-        raise ValueError(f"top_k must be at least 1; received {top_k}.")
+    top_k = whole_number(top_k, "top_k")
+    if not np.all(np.isfinite(scores)):
+        raise ValueError(
+            f"The model gives NaN or infinity in {spec.name!r} for {picture}: look for it in its weights, or in the "
+            "mean and deviation of its preprocessing."
+        )
     shares = spec.probabilities(scores)
-    if not np.all(np.isfinite(shares)):
-        raise ValueError(f"The model gives NaN or infinity in {spec.name!r}: its weights or the picture are damaged.")
     order = np.argsort(-shares, kind="stable")[:top_k]
     names = spec.class_names
     return [Prediction(names[i] if names else f"class {i}", float(shares[i]), int(i)) for i in order]

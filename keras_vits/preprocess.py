@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from keras_vits._util import pictures
+from keras_vits._util.limits import MAX_INPUT_PIXELS, number, whole
+from keras_vits._util.resampling import resized_part
+
 CROP_MODES = ("center", "squash", "border")
+MAX = 1e6  # of a mean or a standard deviation, on the 0 to 1 scale
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
@@ -38,20 +43,28 @@ class Preprocessing:
     channel_order: str = "rgb"
 
     def __post_init__(self) -> None:
-        for field in ("image_size", "mean", "std"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        object.__setattr__(self, "image_size", checked_size(self.image_size))
+        for field in ("mean", "std"):
+            given = getattr(self, field)
+            if isinstance(given, str) or not hasattr(given, "__len__") or not len(given):
+                raise ValueError(f"{field} is a number for each channel; received {given!r}.")
+            low, rule = (
+                (0, "a positive number for each channel") if field == "std" else (-MAX, "a number for each channel")
+            )
+            values = tuple(number(field, value, low, MAX, rule, open_low=True) for value in given)
+            object.__setattr__(self, field, values)
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std have a number for each channel; received {self.mean!r} and {self.std!r}.")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(
                 f"interpolation must be one of {', '.join(INTERPOLATIONS)}; received {self.interpolation!r}."
             )
         if self.channel_order not in ("rgb", "bgr"):
             raise ValueError(f"channel_order must be 'rgb' or 'bgr'; received {self.channel_order!r}.")
-        if not 0 < self.crop <= 1:
-            raise ValueError(f"crop is a fraction in (0, 1]; received {self.crop!r}.")
+        rule = "a fraction from 0.01 to 1"
+        object.__setattr__(self, "crop", number("crop", self.crop, 0.01, math.nextafter(1, 2), rule))
         if self.crop_mode not in CROP_MODES:
             raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}; received {self.crop_mode!r}.")
-        if any(s <= 0 for s in self.std):
-            raise ValueError(f"std must be positive; received {self.std!r}.")
 
     def __call__(self, picture: Any) -> np.ndarray:
         """A picture as the model's input.
@@ -70,14 +83,13 @@ class Preprocessing:
     def pixels(self, picture: Any) -> np.ndarray:
         """A picture resized and cropped, as uint8 (height,width,C), RGB or grey; arguments and errors as above."""
         picture = self._open(picture)
-        resampling = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}[self.interpolation]  # PIL's numbers
-        pixels = np.asarray(picture.resize(self._resized(*picture.size), resampling))
-        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        width, height = self._resized(*picture.size)
+        (top, to_top), (left, to_left) = map(_centered, (height, width), self.image_size)
+        kept = min(width, self.image_size[1]), min(height, self.image_size[0])
+        inner = resized_part(picture, (width, height), (left, top), kept, self.interpolation)
         mean = self.mean[::-1] if self.channel_order == "bgr" else self.mean
         cropped = np.empty((*self.image_size, len(mean)), "uint8")
-        cropped[:] = [round(255 * value) for value in mean]  # seen only at a border
-        (top, to_top), (left, to_left) = map(_centered, pixels.shape[:2], self.image_size)
-        inner = pixels[top : top + self.image_size[0], left : left + self.image_size[1]]
+        cropped[:] = [min(max(round(255 * value), 0), 255) for value in mean]  # seen only at a border
         cropped[to_top : to_top + inner.shape[0], to_left : to_left + inner.shape[1]] = inner
         return cropped
 
@@ -98,13 +110,9 @@ class Preprocessing:
                 f"A picture has 1 or 3 channels and this model takes {len(self.mean)}: pass arrays to the model."
             )
         if isinstance(picture, (str, os.PathLike)):
-            try:
-                with Image.open(picture) as file:
-                    return _upright(file).convert(mode)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-                raise ValueError(f"{picture} is not a readable picture: {e}") from None
+            return pictures.read(picture, mode)
         if isinstance(picture, Image.Image):
-            return _upright(picture).convert(mode)
+            return pictures.converted(picture, mode)
         array = np.asarray(picture)
         channels = array.shape[2:] if array.ndim > 2 else (1,)
         if array.dtype != np.uint8 or array.ndim < 2 or not array.size or channels not in ((1,), (3,), (4,)):
@@ -121,18 +129,34 @@ class Preprocessing:
             return target_width, target_height
         if self.crop_mode == "center" and target_height == target_width:
             short = min(width, height)
-            return int(target_width * width / short), int(target_height * height / short)
+            return int(target_width * width / short), int(target_height * height / short)  # the shorter is the target
         choose = min if self.crop_mode == "center" else max
         ratio = choose(height / target_height, width / target_width)
-        return round(width / ratio), round(height / ratio)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
 
 
-def _upright(picture: Any) -> Any:
-    """A PIL image turned as its EXIF data says; one of 16-bit greys, which PIL would clip to white, has 8 bits."""
-    from PIL import Image, ImageOps
+def checked_size(given: Any) -> tuple[int, int]:
+    """An image size as (height, width).
 
-    picture = ImageOps.exif_transpose(picture)
-    return Image.fromarray((np.asarray(picture) >> 8).astype("uint8")) if picture.mode.startswith("I;16") else picture
+    Args:
+        given: pixels of a square, or (height, width).
+
+    Raises:
+        ValueError: it is neither, or has more than MAX_INPUT_PIXELS pixels.
+    """
+    try:
+        pair = tuple(given) if hasattr(given, "__len__") and not isinstance(given, str) else (given, given)
+        height, width = (whole("image_size", side, most=MAX_INPUT_PIXELS) for side in pair)
+    except ValueError:
+        raise ValueError(
+            f"image_size must be pixels or (height, width), both positive and at most {MAX_INPUT_PIXELS:,}; received "
+            f"{given!r}."
+        ) from None
+    if height * width > MAX_INPUT_PIXELS:
+        raise ValueError(
+            f"image_size {height:,} x {width:,} has more than the {MAX_INPUT_PIXELS:,} pixels that a model may take."
+        )
+    return height, width
 
 
 def _centered(size: int, target: int) -> tuple[int, int]:

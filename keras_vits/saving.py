@@ -7,14 +7,24 @@ import zipfile
 import keras
 import msgspec
 
-from keras_vits._util.files import sha256
+from keras_vits._util.files import known_sha256
 from keras_vits.models._base import VisionModel
+
+MAX_CONFIG_BYTES = 1 << 24  # of the description in a .keras file; those of ours have some kilobytes
+
+
+class _Config(msgspec.Struct):
+    """What is read of a .keras file's config.json before Keras reads it."""
+
+    class_name: str
+    registered_name: str | None = None
 
 
 class _Sidecar(msgspec.Struct):
     """What is read of the .json beside a file; `keras_vits.edge.artifact` has all of it."""
 
     sha256: str
+    previous: "_Sidecar | None" = None  # of the file before, where a write was interrupted
 
 
 def load(path: str | os.PathLike[str]) -> VisionModel:
@@ -36,16 +46,29 @@ def load(path: str | os.PathLike[str]) -> VisionModel:
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is truncated or not a .keras file: save the model again.")
     _check_hash(path)
+    _check_class(path)
     try:
         model = keras.saving.load_model(path)
     except Exception as e:  # whatever zipfile, json and h5py raise on a damaged file
         reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise ValueError(f"{path} cannot be read ({reason}): save the model again.") from e
-    if not isinstance(model, VisionModel):
-        raise ValueError(
-            f"{path} holds a {type(model).__name__}, not a model of keras_vits: read it with keras.saving.load_model."
-        )
     return model
+
+
+def _check_class(path: pathlib.Path) -> None:
+    """Refuses another package's model by the file's own description, before Keras builds whatever stands there."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo("config.json").file_size > MAX_CONFIG_BYTES:
+                raise ValueError("its config.json is too large")
+            config = msgspec.json.decode(archive.read("config.json"), type=_Config)
+    except Exception as e:  # whatever zipfile and zlib raise on a damaged file
+        raise ValueError(f"{path} cannot be read ({' '.join(str(e).split())[:200]}): save the model again.") from None
+    cls = keras.saving.get_registered_object(config.registered_name)
+    if not (isinstance(cls, type) and issubclass(cls, VisionModel)):
+        raise ValueError(
+            f"{path} holds a {config.class_name}, not a model of keras_vits: read it with keras.saving.load_model."
+        )
 
 
 def _check_hash(path: pathlib.Path) -> None:
@@ -53,10 +76,11 @@ def _check_hash(path: pathlib.Path) -> None:
     if not sidecar.is_file():
         return
     try:
-        expected = msgspec.json.decode(sidecar.read_bytes(), type=_Sidecar).sha256
+        described = msgspec.json.decode(sidecar.read_bytes(), type=_Sidecar)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise ValueError(f"{sidecar} does not describe {path.name}: delete it, or export the model again.") from None
-    if sha256(path) != expected:
+    expected = [described.sha256, described.previous.sha256 if described.previous else None]
+    if known_sha256(path) not in expected:
         raise ValueError(
             f"{path} is truncated or was changed after it was written: its hash is not the one in {sidecar.name}. "
             "Export the model again, or delete that file if the change was meant."

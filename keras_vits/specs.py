@@ -7,6 +7,7 @@ from its traced graph; what no graph tells is asked for (`kinds`).
 from __future__ import annotations
 
 import dataclasses
+import operator
 import typing
 from collections.abc import Mapping, Sequence
 
@@ -14,12 +15,14 @@ if typing.TYPE_CHECKING:
     import numpy as np
 
     from keras_vits.graph.ir import Graph
+    from keras_vits.preprocess import Preprocessing
 
 Applied = typing.Literal["", "softmax", "sigmoid", "top_k"]
 Kind = typing.Literal[
     "logits",  # (...,K), K > 1: a softmax makes them probabilities
     "probabilities",  # (...,K), K > 1: they sum to 1; or (...,1): of the one class
     "binary_logit",  # (...,1): a sigmoid makes it the probability of the one class
+    "multilabel",  # (B,K), K > 1: a probability for each class by itself, of which several may hold
     "top_scores",  # (B,k): the largest probabilities, descending; their classes are the next output
     "top_classes",  # (B,k) int32
     "features",  # (B,D) or (B,h,w,D): no classes
@@ -72,6 +75,23 @@ class InputSpec:
         return self.dtype in ("uint8", "image")
 
     @property
+    def prepared(self) -> Preprocessing:
+        """What makes a picture this input.
+
+        Raises:
+            SpecError: nobody said how the model's pictures were prepared.
+        """
+        from keras_vits.preprocess import Preprocessing
+
+        if not self.preprocessing:
+            raise SpecError(
+                f"The file does not know how pictures become its input {self.name!r}: set model.preprocessing, a "
+                "keras_vits.Preprocessing with the mean, deviation and crop of its training, and export it again; or "
+                "pass arrays that are prepared already."
+            )
+        return Preprocessing(**self.preprocessing)
+
+    @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape that the file has for it."""
         return tuple(self.shape[i] for i in (0, 3, 1, 2)) if self.layout == "nchw" else self.shape
@@ -105,7 +125,7 @@ class OutputSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
-        object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
+        object.__setattr__(self, "class_names", checked_names(self.class_names))
         if self.kind not in KINDS:
             raise SpecError(f"The kind of an output is one of {', '.join(KINDS)}; received {self.kind!r}.")
         if self.class_names and len(self.class_names) != self.classes:
@@ -134,7 +154,7 @@ class OutputSpec:
         if self.kind == "binary_logit":
             e = np.exp(-np.abs(values))
             return np.where(values >= 0, 1 / (1 + e), e / (1 + e))
-        if self.kind in ("probabilities", "top_scores"):
+        if self.kind in ("probabilities", "multilabel", "top_scores"):
             return values
         raise self._refusal("has no probabilities")
 
@@ -154,6 +174,48 @@ class OutputSpec:
         if self.kind == "binary_logit" or (self.classes == 1 and self.kind != "mask"):
             return (values[..., 0] > (0 if self.kind == "binary_logit" else 0.5)).astype(np.int64)
         return values.argmax(-1)
+
+    def labels(self, given: typing.Any, count: int) -> np.ndarray:
+        """Checked class numbers (N,) int64, of labels as they come.
+
+        Args:
+            given: class numbers (N,) or (N,1); or one-hot rows (N,K), as Keras' losses take them, too.
+            count: N, the number of images.
+
+        Raises:
+            SpecError: another number of labels, or one that is no class number from 0 to K - 1, with its place.
+        """
+        import numpy as np
+
+        labels = np.asarray(given)
+        if labels.dtype.kind not in "iufb":
+            raise SpecError(f"Labels are class numbers; received {labels.dtype} of shape {labels.shape}.")
+        classes = self.classes if self.classes is None else max(2, self.classes)  # one class is a yes or no
+        if labels.ndim == 2 and labels.shape[1] > 1:
+            if classes is not None and labels.shape[1] != classes:
+                raise SpecError(
+                    f"Output {self.name!r} has {self.classes} classes, and these labels {labels.shape[1]} columns: "
+                    "give class numbers (N,), or one-hot rows of all classes."
+                )
+            wrong = ~((labels == 0) | (labels == 1)).all(1) | (labels.sum(1) != 1)
+            if wrong.any():
+                at = int(wrong.argmax())
+                raise SpecError(
+                    f"The labels are no one-hot rows: row {at} is {labels[at].tolist()[:8]}. Give class numbers (N,), "
+                    "or rows with a single 1."
+                )
+            labels = labels.argmax(1)
+        if labels.size != count or labels.ndim not in (1, 2):
+            raise SpecError(f"Every image has one label: there are {count} images, and labels of shape {labels.shape}.")
+        labels = labels.reshape(count)
+        wrong = (labels < 0) | (labels != np.floor(labels)) | ~np.isfinite(labels)
+        if classes is not None:
+            wrong |= labels >= classes
+        if wrong.any():
+            at = int(wrong.argmax())
+            upto = "up" if classes is None else f"to {classes - 1}"
+            raise SpecError(f"Labels are class numbers from 0 {upto}; label {at} is {labels[at].item()!r}.")
+        return labels.astype(np.int64)
 
     def with_head(self, head: str, top_k: int = 5) -> tuple[OutputSpec, ...]:
         """What stands in its place behind a head, the first of a classification's outputs.
@@ -177,8 +239,7 @@ class OutputSpec:
             return (
                 dataclasses.replace(self, name="probabilities", kind="probabilities", applied=made.get(self.kind, "")),
             )
-        if not isinstance(top_k, int) or top_k < 1:
-            raise SpecError(f"top_k must be at least 1; received {top_k!r}.")
+        top_k = whole_number(top_k, "top_k")
         if self.classes == 1:
             raise SpecError(
                 f"Output {self.name!r} has a single class, of which there is no top {top_k}: head='softmax'."
@@ -201,6 +262,48 @@ def classification(name: str, classes: int, class_names: Sequence[str] = (), sha
     return OutputSpec(name=name, kind=kind, classes=classes, class_names=tuple(class_names), shape=tuple(shape))
 
 
+def whole_number(value: typing.Any, what: str, least: int = 1) -> int:
+    """A whole number of any type, numpy's and a float such as 64.0 among them, as an int.
+
+    Raises:
+        SpecError: something else, or less than `least`.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise SpecError(f"{what} must be a whole number; received {value!r}.")
+    if number < least:
+        raise SpecError(f"{what} must be at least {least}; received {value!r}.")
+    return number
+
+
+def checked_names(names: typing.Any) -> tuple[str, ...]:
+    """Names of classes, from a sequence, an array, or a dictionary of class numbers; () of `None`.
+
+    Raises:
+        SpecError: a dictionary whose keys are not the numbers from 0 on, or a name that is empty or not one line: files
+            hold one name a line, and the later ones would move to other classes.
+    """
+    if names is None:
+        return ()
+    if isinstance(names, Mapping):
+        if set(names) != set(range(len(names))):
+            raise SpecError(
+                f"A dictionary of class names has the keys 0 to {len(names) - 1}, the class numbers; received "
+                f"{', '.join(map(repr, list(names)[:8]))}."
+            )
+        names = [names[i] for i in range(len(names))]
+    found = tuple(str(name) for name in names)
+    for i, name in enumerate(found):
+        if name.splitlines() != [name]:
+            raise SpecError(f"A class name is one line of text; the name of class {i} is {name!r}.")
+    return found
+
+
 def read_outputs(
     graph: Graph,
     names: Sequence[str],
@@ -218,7 +321,7 @@ def read_outputs(
     Returns:
         An `OutputSpec` for each output. One that no softmax or sigmoid ends is `"logits"` where K names of classes
         were given for it, `"tokens"` of three dimensions, `"features"` of a feature map (B,h,w,C), and otherwise
-        `"tensor"`.
+        `"tensor"`. A sigmoid of several classes is `"multilabel"`.
 
     Raises:
         SpecError: a kind for an output that the graph does not have, or class names that no output has.
@@ -238,13 +341,13 @@ def read_outputs(
         if kind is None:
             if node is not None and node.op == "softmax" and node.attrs.get("axis") == len(node.output.shape) - 1:
                 kind = "mask" if len(shape) == 4 else "probabilities"
-            elif node is not None and node.op == "sigmoid" and last == 1:
-                kind = "probabilities"
+            elif node is not None and node.op == "sigmoid" and len(shape) == 2:
+                kind = "probabilities" if last == 1 else "multilabel"
             elif named:
                 kind = "logits" if last and last > 1 else "binary_logit"
             else:
                 kind = {3: "tokens", 4: "features"}.get(len(shape), "tensor")
-        classes = last if kind in (*CLASSIFYING, "mask") else None
+        classes = last if kind in (*CLASSIFYING, "multilabel", "mask") else None
         if kind == "logits" and classes == 1:
             kind = "binary_logit"
         found.append(
@@ -271,29 +374,27 @@ def of_model(
 
     Args:
         model: a `VisionModel`, which declares its outputs, or any `keras.Model`, whose outputs are read from the graph.
-            A `preprocessing` and `class_names` of its own are taken over.
+            A `preprocessing` (of every image input, or name -> that of each) and `class_names` of its own are taken
+            over.
         graph: of it.
         kinds: see `read_outputs`; of a model that declares its outputs, none is needed.
 
     Raises:
         SpecError: see `read_outputs`.
     """
-    preprocessing = getattr(model, "preprocessing", None)
-    is_known = dataclasses.is_dataclass(preprocessing)
-    fields = dataclasses.asdict(typing.cast(typing.Any, preprocessing)) if is_known else {}
+    known = preprocessings(model, [value.name for value in graph.inputs if len(value.shape) == 4])
     inputs = tuple(
         InputSpec(
             name=value.name,
             shape=value.shape,
             dtype=value.dtype,
-            preprocessing=fields if len(value.shape) == 4 else {},
+            preprocessing=dataclasses.asdict(known[value.name]) if value.name in known else {},
         )
         for value in graph.inputs
     )
     declared = getattr(model, "output_specs", None)
     if declared is None:
-        class_names = getattr(model, "class_names", None)
-        names = () if class_names is None else tuple(class_names)
+        names = checked_names(getattr(model, "class_names", None))
         return inputs, read_outputs(graph, output_names(model), names, kinds)
     if kinds:
         raise SpecError(f"{model.name} says itself what its outputs are: {', '.join(spec.kind for spec in declared)}.")
@@ -301,11 +402,33 @@ def of_model(
     return inputs, tuple(dataclasses.replace(s, shape=shape) for s, shape in zip(declared, shapes, strict=True))
 
 
+def preprocessings(model: typing.Any, images: Sequence[str]) -> dict[str, Preprocessing]:
+    """Name of an image input -> how its pictures are prepared, of those that the model knows it of.
+
+    Args:
+        model: its `preprocessing` is a `Preprocessing` of every image input, or name -> that of each.
+        images: names of its image inputs.
+
+    Raises:
+        SpecError: a name that no image input has.
+    """
+    found = getattr(model, "preprocessing", None)
+    if isinstance(found, Mapping):
+        if unknown := sorted(set(found) - set(images)):
+            raise SpecError(
+                f"{model.name} has a preprocessing of {', '.join(unknown)}; its image inputs are: {', '.join(images)}."
+            )
+        return dict(found)
+    return dict.fromkeys(images, found) if dataclasses.is_dataclass(found) else {}  # type: ignore[arg-type]
+
+
 def output_names(model: typing.Any) -> tuple[str, ...]:
     """The model's own name of each output, in Keras' order: the key of a dictionary, or the layer; each once."""
     import keras
 
-    flat = keras.tree.flatten_with_path(model.output)
+    from keras_vits._util.keras_private import functional
+
+    flat = keras.tree.flatten_with_path(functional(model).output)
     layers = list(getattr(model, "output_names", None) or [])
     found: list[str] = []
     for i, (path, _) in enumerate(flat):

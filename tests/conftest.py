@@ -54,3 +54,19 @@ def timm():
 
     pytest.importorskip("torch")
     return import_timm()
+
+
+@pytest.fixture
+def short_timing(monkeypatch):
+    """This machine measures in as many processes and at least as many runs as always, but for a tenth of the seconds.
+
+    For tests that need a measurement and not its precision.
+    """
+    from keras_vits.edge.devices import host
+
+    measured = host.in_turns
+
+    def in_turns(children, device, min_runs, min_seconds, warmup_seconds, processes=1):
+        return measured(children, device, min_runs, min_seconds / 10, warmup_seconds / 10, processes)
+
+    monkeypatch.setattr(host, "in_turns", in_turns)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_vits._util import pictures
 from keras_vits.preprocess import Preprocessing
 from keras_vits.training import data
 
@@ -61,7 +62,7 @@ def test_folder(photos):
 
 def test_the_split_depends_on_names_alone_and_moves_little(photos, tmp_path_factory):
     def held_out(root):
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in data.EXTENSIONS and "red" in p.parts)
+        files = pictures.listing(root / "red").pictures
         which = data._held_out(range(len(files)), files, root, 0.2)
         return {files[i].name for i in which}
 

@@ -220,6 +220,29 @@ def test_favor_approaches_softmax_attention_with_more_features():
     assert errors[-1] < 0.01
 
 
+def test_favor_adds_a_small_constant_kernel_to_the_plain_estimator():
+    """What the layer computes is the plain estimator of exp(e) + 1e-6 exp(c), as its docstring says, and how far that
+    is from exp(e) alone: little for usual sizes of activations, much for large ones."""
+    tokens, size = 64, 16
+    errors = {}
+    for scale in (1.0, 4.0):
+        q, k, v = (scale**i * normal(1, 1, tokens, size, seed=s).astype("float64") for s, i in ((1, 1), (2, 1), (3, 0)))
+        layer = FavorAttention(1, features=64, seed=0)
+        layer.build((None, tokens, size))
+        w = value(layer.projection).astype("float64")
+        e = [x @ w / size**0.25 - (x * x).sum(-1, keepdims=True) / (2 * size**0.5) for x in (q, k)]
+        c = e[0].max(-1, keepdims=True), e[1].max((2, 3), keepdims=True)
+        plain, said = (
+            rows(fq @ np.swapaxes(fk, -1, -2)) @ v
+            for fq, fk in (tuple(np.exp(x - y) for x, y in zip(e, c, strict=True)),
+                           tuple(np.exp(x - y) * (1 + 1e-6 * np.exp(y - x)) for x, y in zip(e, c, strict=True)))
+        )  # fmt: skip
+        found = layer.attend(*(ops.convert_to_tensor(x.astype("float32")) for x in (q, k, v)))
+        close(ops.convert_to_numpy(found), said, 1e-4)
+        errors[scale] = np.linalg.norm(said - plain) / np.linalg.norm(plain)
+    assert 1e-5 < errors[1.0] < 1e-3 and errors[4.0] > 0.01, errors
+
+
 def test_favor_features_are_orthogonal_random_and_kept():
     layer, same, other = (FavorAttention(HEADS, features=20, seed=seed) for seed in (5, 5, 6))
     for made in (layer, same, other):

@@ -174,22 +174,20 @@ import pickle
 
 import numpy as np
 
-from keras_vits._util import files
 from keras_vits.edge import artifact as artifacts
 from keras_vits.edge.targets._prepare import prepare
 from keras_vits.edge.targets._protocol import Target, Traits
 
 
-def export(model, folder, *, batch=1, head="logits", name=None):
+def export(model, folder, *, batch=1, head="logits", name=None, overwrite=False):
     ready = prepare(model, batch=batch, head=head, name=name)
-    path = pathlib.Path(folder) / f"{ready.name}.toy"
-    with files.alone(path.parent):
-        with files.writing(path) as temporary:
-            temporary.write_bytes(pickle.dumps(ready.graph))
-        return artifacts.make(
-            path, format="toy", recipe="float32", model=ready.name, inputs=ready.inputs, outputs=ready.outputs,
+    with artifacts.writing(folder, f"{ready.name}.toy", overwrite=overwrite) as draft:
+        draft.temporary.write_bytes(pickle.dumps(ready.graph))
+        draft.describe(
+            format="toy", recipe="float32", model=ready.name, inputs=ready.inputs, outputs=ready.outputs,
             tools=ready.tools, operations=ready.operations,
         )
+    return draft.artifact
 
 
 class Runner:
@@ -206,7 +204,7 @@ class Runner:
 
 
 def load(artifact):
-    return Runner(artifact.path)
+    return Runner(artifacts.check(artifact).path)
 
 
 def run(order):

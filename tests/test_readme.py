@@ -59,7 +59,7 @@ def checkpoint(folder, name, create):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, short_timing):
     """Runs the blocks of a page in a folder with pictures; returns the names that they left."""
     photos(tmp_path / "photos")
     (tmp_path / "photos" / "bee" / "0.png").rename(tmp_path / "photo.jpg")

@@ -1,7 +1,5 @@
 """The fit loop: it learns, keeps what it learned, and goes on from there as if nothing had happened."""
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
@@ -134,7 +132,7 @@ def test_impossible_resumes(digits, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint to resume from"):
         fit.fit(create(), train, validation, **run)
     fit.fit(create(), train, validation, epochs=1, batch_size=50, checkpoint=path)
-    with pytest.raises(ValueError, match="another number of pictures or batch size"):
+    with pytest.raises(ValueError, match=r"another batch size \(50, now 32\)"):
         fit.fit(create(), train, validation, batch_size=32, **run)
     with pytest.raises(ValueError, match="holds another model"):
         fit.fit(create(depth=2), train, validation, batch_size=50, **run)
@@ -147,15 +145,9 @@ def test_impossible_resumes(digits, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops(digits, tmp_path):
-    broken = dataclasses.replace(digits.train.preprocessing, mean=(float("nan"),) * 3)
+    run = dict(epochs=2, learning_rate=1e30, checkpoint=tmp_path / "vit.keras")
     with pytest.raises(ValueError, match="try a lower learning rate"):
-        fit.fit(
-            create(),
-            dataclasses.replace(digits.train, preprocessing=broken),
-            digits.validation,
-            epochs=2,
-            checkpoint=tmp_path / "vit.keras",
-        )
+        fit.fit(create(), digits.train, digits.validation, **run)
     assert not list(tmp_path.iterdir())
 
 

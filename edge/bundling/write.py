@@ -8,6 +8,12 @@ it.
         labels.txt           K names, one a line
         selftest.json        what the file gave here on the pictures, and how far a device may be from it
         selftest/0.png ...   ten pictures of the model's input size
+        files.json           the files of the bundle with their hashes
+
+The next bundle in the folder replaces the files that stand in files.json and have the hash that stands there, and no
+other ones. Before the first file is replaced, files.json gets the hashes of the new files beside those of the old ones,
+and model.json goes; it comes last. So a bundle whose writing was interrupted has no model.json, and the next run knows
+every file of it.
 """
 
 from __future__ import annotations
@@ -27,10 +33,11 @@ from keras_vits._util import files
 from keras_vits.preprocess import Preprocessing
 from keras_vits.specs import InputSpec, OutputSpec
 
-from ..artifact import Artifact
-from ..quantize.calibration import pictures as listed
+from ..artifact import Artifact, check
+from ..quantize.calibration import pictures as listed_pictures
 from ..selftest import PICTURES, self_test
 from ..targets._protocol import Runner, target
+from .replace import listed, replace
 
 TEMPLATES = pathlib.Path(__file__).with_name("templates")
 PLATFORMS = {  # platform -> format, source file
@@ -57,6 +64,8 @@ class Bundle:
         source: path of the source file.
         model: path of the folder for the app's assets.
         pictures: how many the self-test has.
+        kept: paths within the folder that were there and stayed as they are: what no bundle wrote, and source files
+            that somebody changed after a bundle wrote them.
         tolerance: `"cpu"` and `"gpu"` -> the largest difference of an output that the self-test accepts.
     """
 
@@ -67,6 +76,7 @@ class Bundle:
     model: pathlib.Path
     pictures: int
     tolerance: Mapping[str, float]
+    kept: tuple[pathlib.PurePath, ...] = ()
 
 
 def bundle(
@@ -76,12 +86,13 @@ def bundle(
     images: str | pathlib.Path | Sequence[np.ndarray] | np.ndarray | None = None,
     license: str | None = None,
 ) -> Bundle:
-    """Writes what an app needs of a model into a folder, whole or not at all.
+    """Writes what an app needs of a model into a folder.
 
     Args:
         artifact: a LiteRT `Artifact` for `"android"` and `"web"`, a Core ML one for `"ios"`; with batch 1, and of a
             model that knows its preprocessing.
-        out: the folder; a bundle that is there already is replaced.
+        out: the folder. Of a bundle that is there already, the files that it wrote and nobody changed are replaced;
+            see `Bundle.kept`.
         platform: `"android"` (Kotlin, LiteRT), `"ios"` (Swift, Core ML) or `"web"` (TypeScript, LiteRT.js).
         images: pictures for the self-test, of which the first ten are taken: a folder, or uint8 arrays (H,W) or (H,W,C)
             of any size. Default: generated ones, always the same.
@@ -92,16 +103,18 @@ def bundle(
 
     Raises:
         ValueError: an unknown platform, an artifact that the platform or an app cannot use, a file that was changed
-            after it was written, no pictures, or a folder that holds something else.
+            after it was written, no pictures, a folder that holds something else, or a changed file in `model/`, which
+            would not fit the new one.
     """
     told, preprocessing = _checked(artifact, platform)
     path = pathlib.Path(out)
-    if path.exists() and not (path / "model" / "model.json").is_file() and not (path.is_dir() and _empty(path)):
-        raise ValueError(f"{path} holds something that is not a bundle: choose a new folder.")
+    check(artifact)
+    listed(path)
     pixels = None if images is None else _pictures(images, preprocessing)
     shipped = target(artifact.format)
     source = PLATFORMS[platform][1]
-    with files.writing(path) as temporary:
+    with files.temporary(path if path.is_dir() else path.parent) as new, files.telling(path):
+        temporary = new / path.absolute().name
         model = temporary / "model"
         file = model / f"model{shipped.suffix}"
         (model / "selftest").mkdir(parents=True)
@@ -134,6 +147,7 @@ def bundle(
                 ],
             },
         )
+        kept = replace(temporary, path)
     return Bundle(
         path=path,
         platform=platform,
@@ -142,6 +156,7 @@ def bundle(
         model=path / "model",
         pictures=len(test.pixels),
         tolerance=expected.tolerance,
+        kept=kept,
     )
 
 
@@ -177,14 +192,10 @@ def _checked(artifact: Artifact, platform: str) -> tuple[OutputSpec, Preprocessi
     return told, dataclasses.replace(Preprocessing(**artifact.preprocessing), image_size=spec.shape[1:3])
 
 
-def _empty(folder: pathlib.Path) -> bool:
-    return not any(folder.iterdir())
-
-
 def _pictures(images: Any, preprocessing: Preprocessing) -> np.ndarray:
     """The first ten pictures of a folder or of arrays, as pixels (N,h,w,C)."""
     if isinstance(images, (str, pathlib.Path)):
-        images = listed(images)
+        images = listed_pictures(images)
     if not len(images):
         raise ValueError("There are no pictures for the self-test: give ten, or none at all for generated ones.")
     return np.stack([preprocessing.pixels(picture) for picture in images[:PICTURES]])

@@ -91,7 +91,7 @@ def check(
         if artifact.format not in module.FORMATS:
             runs = ", ".join(module.FORMATS)
             raise ValueError(f"{artifact.path.name} is of the format {artifact.format}, and {kind} runs: {runs}.")
-        artifact_files.load(artifact.path)  # refuses a file that is not the one that was written
+        artifact_files.check(artifact)
 
 
 def cpu_name() -> str:

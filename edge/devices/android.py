@@ -9,7 +9,7 @@
 
 The user provides `benchmark_model`; nothing is downloaded. Flags and output are those of google-ai-edge/LiteRT,
 tflite/tools/benchmark, as read at commits 7d88950 (benchmark_model.cc) and 01d971c (benchmark_tflite_model.cc). It
-prints the median and the mean of its runs, but no percentile that a `Latency` has: p90_ms and p99_ms are `None`.
+prints the median and the mean of its runs, but no percentile that a `Latency` has: these are `None`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from keras_vits._util.files import writing
+from keras_vits._util.progress import working
 
+from .. import artifact as artifact_files
 from ..artifact import Artifact
 from ..targets import litert
 
@@ -111,6 +113,7 @@ class Runner(litert.Runner):
     """
 
     def __init__(self, artifact: Artifact):
+        artifact_files.check(artifact)
         super().__init__(artifact.path, inputs=artifact.inputs, outputs=artifact.output_names)
         self.path, self.command = artifact.path, command()
         wheel = next((_folder() / "site").glob("ai_edge_litert-*.dist-info"))
@@ -127,7 +130,9 @@ class Runner(litert.Runner):
         with tempfile.TemporaryDirectory() as folder:
             given, found = pathlib.Path(folder) / "images.npy", pathlib.Path(folder) / "outputs.npy"
             np.save(given, np.stack(batches))
-            done = subprocess.run([*self.command, self.path.absolute(), given, found], capture_output=True, text=True)
+            with working(f"Running {self.path.name} on an emulated processor"):
+                order = [*self.command, self.path.absolute(), given, found]
+                done = subprocess.run(order, capture_output=True, text=True)
             if done.returncode:
                 last = (done.stderr.strip() or "it left no message").splitlines()[-1]
                 raise ValueError(
@@ -165,7 +170,7 @@ def prepare(folder: str | pathlib.Path | None = None) -> pathlib.Path:
     folder = pathlib.Path(folder) if folder else _default_folder()
     if missing := [tool for tool in ("apt-get", "dpkg-deb") if not shutil.which(tool)]:
         raise ValueError(f"Preparing arm64 needs {' and '.join(missing)}, which Debian has: do it there.")
-    with writing(folder) as temporary, tempfile.TemporaryDirectory() as downloads:
+    with writing(folder, ours=("root", "site")) as temporary, tempfile.TemporaryDirectory() as downloads:
         temporary.mkdir()
         for package in _packages(pathlib.Path(downloads)):
             _run("dpkg-deb", "-x", package, temporary / "root")

@@ -1,7 +1,10 @@
 """The server of the page that measures in a browser, and what passes between the two.
 
 The page (browser_page/) does one order after another: it posts an answer and gets the next order back. All that it says
-is checked before it is used, and every request without the random token in its address is refused.
+is checked before it is used, and every request without the random token in its address is refused. Whoever has no token
+is not waited for: there are few connections for strangers, and little time. A request that names another host is
+refused, too: a page of a foreign site whose name server gives this machine's address (DNS rebinding) could read the
+answer.
 """
 
 from __future__ import annotations
@@ -9,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.server
+import io
 import json
 import math
 import os
 import pathlib
 import queue
+import re
 import secrets
 import shutil
 import socket
@@ -26,6 +31,7 @@ import msgspec
 import numpy as np
 
 from keras_vits._util.progress import progress
+from keras_vits._util.terminal import counted
 
 from ..artifact import Artifact
 from ..records import DeviceError, Latency
@@ -40,6 +46,11 @@ PAGE = pathlib.Path(__file__).with_name("browser_page")
 TYPES = {".html": "text/html", ".js": "text/javascript", ".wasm": "application/wasm"}
 SILENCE_SECONDS = 120.0  # a page that says nothing for so long is gone; the longest a model may take to compile
 POST_BYTES = 1 << 24
+STRANGERS = 32  # connections that have not shown the token yet; the oldest makes room for a new one
+HEAD_SECONDS = 10.0  # for a request's first line and headers, all together
+BODY_SECONDS = 60.0  # for what a page posts, some kilobytes
+OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")  # that no foreign name server can give to a page
+HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:,@\[\]]+)(:(?P<port>[0-9]{1,5}))?")
 
 
 class LeftError(Exception):
@@ -200,7 +211,10 @@ class Page:
 
     def end(self, message: str, found: Iterable[Latency] = ()) -> None:
         """Tells it that there is nothing more to do, and what was found."""
-        lines = [f"{r.artifact_path.name}, {r.accelerator}, {r.threads} threads: {r.median_ms:.2f} ms" for r in found]
+        lines = [
+            f"{r.artifact_path.name}, {r.accelerator}, {counted(r.threads or 1, 'thread')}: {r.median_ms:.2f} ms"
+            for r in found
+        ]
         self.orders.put({"end": message, "found": lines})
 
 
@@ -229,9 +243,12 @@ class Server(http.server.ThreadingHTTPServer):
 
     Attributes:
         url: of the page, with the token without which everything is refused.
+        hosts: names and addresses that a request may be for, beside `OWN_NAMES`.
         runtime: name and version of what the page runs.
         tests: path of an artifact -> what is served of it.
     """
+
+    request_queue_size = 2 * STRANGERS
 
     def __init__(self, artifacts: Sequence[Artifact], host: str, port: int):
         npm = package()
@@ -249,13 +266,16 @@ class Server(http.server.ThreadingHTTPServer):
         self.page: Page | None = None
         self.arrivals: queue.Queue[Page] = queue.Queue()
         self.lock = threading.Lock()
+        self.strangers: dict[socket.socket, None] = {}  # in the order in which they came
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as e:
             raise DeviceError(
                 f"The page cannot be served on {host}:{port} ({e}): give an address of this machine and a free port."
             ) from None
-        self.url = f"http://{_reachable(host)}:{self.server_port}/{self.token}/"
+        reachable = _reachable(host)
+        self.hosts = {host.lower(), reachable.lower()}
+        self.url = f"http://{reachable}:{self.server_port}/{self.token}/"
 
     def _test(self, number: int, artifact: Artifact) -> Served:
         test = self_test(artifact, target(artifact.format).load(artifact))
@@ -276,6 +296,27 @@ class Server(http.server.ThreadingHTTPServer):
                 self.page.end("The measurement has ended.")
         self.shutdown()
         self.server_close()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Starts a thread for a connection. Where there are too many strangers, the oldest is hung up on."""
+        with self.lock:
+            self.strangers[request] = None
+            surplus = list(self.strangers)[:-STRANGERS]
+            for one in surplus:
+                del self.strangers[one]
+        for one in surplus:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)  # its thread ends with it
+        super().process_request(request, client_address)
+
+    def knows(self, request: socket.socket) -> None:
+        """This connection is no stranger's: it has shown the token, or is at its end."""
+        with self.lock:
+            self.strangers.pop(request, None)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.knows(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that closes its connection is no error."""
@@ -329,19 +370,63 @@ def _reachable(host: str) -> str:
     return socket.gethostname()
 
 
+class _Incoming(io.RawIOBase):
+    """What a connection brings until a deadline, however slowly it comes."""
+
+    def __init__(self, connection: socket.socket, seconds: float):
+        self.connection = connection
+        self.allow(seconds)
+
+    def allow(self, seconds: float) -> None:
+        """Sets the deadline, from now on."""
+        self.deadline = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.connection.settimeout(left)
+        return self.connection.recv_into(buffer)
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
-    timeout = SILENCE_SECONDS  # of a connection on which nothing comes
+    timeout = SILENCE_SECONDS  # of a connection that takes nothing
     server: Server
 
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.incoming = _Incoming(self.connection, HEAD_SECONDS)
+        self.rfile = io.BufferedReader(self.incoming)
+
+    def is_for_us(self) -> bool:
+        """Whether the request names this server: by a name of this machine, or by the address where it arrived."""
+        named = HOST.fullmatch(",".join(self.headers.get_all("Host", ())).lower())
+        if not named:
+            return False
+        if named["name"] in OWN_NAMES:
+            return True  # at any port: one of another machine may lead here
+        ours = {*self.server.hosts, self.connection.getsockname()[0]}
+        return named["name"] in ours and int(named["port"] or 80) == self.server.server_port
+
     def path_behind_the_token(self) -> str | None:
-        """What is asked for, or `None`, answered, to somebody without the token."""
+        """What is asked for, or `None`, answered, to somebody without the token or for another host."""
+        if not self.is_for_us():
+            self.reply(403, b"This is not the address that was shown.")
+            return None
         parts = self.path.partition("?")[0].split("/", 2)  # "", the token, the rest
         if len(parts) == 3 and secrets.compare_digest(parts[1].encode(), self.server.token.encode()):
+            self.server.knows(self.connection)
+            self.incoming.allow(BODY_SECONDS)
             return parts[2]
         self.reply(403, b"Open the whole address that was shown, with the slash at its end: this one is not it.")
         return None
 
     def reply(self, status: int, content: bytes | pathlib.Path, kind: str = "text/plain") -> None:
+        self.connection.settimeout(self.timeout)
         self.send_response(status)
         self.send_header("Content-Type", kind)
         size = content.stat().st_size if isinstance(content, pathlib.Path) else len(content)
@@ -373,17 +458,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if name is None:
             return
         try:
-            size = int(self.headers["Content-Length"])
-            if not 0 <= size <= POST_BYTES:
-                raise ValueError
-            page = self.posted(name, self.rfile.read(size))
-        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
+            page = self.posted(name, self.body())
+        except (ValueError, RecursionError, msgspec.MsgspecError):
             return self.reply(400, b"This is not what was asked for.")
         if page is None:
             return self.reply(409, b"Another page was opened, which goes on with it.")
         if name == "left":
             return self.reply(204, b"")
         self.reply(200, json.dumps({"session": page.session, **page.orders.get()}).encode(), "application/json")
+
+    def body(self) -> bytes:
+        """What was posted.
+
+        Raises:
+            ValueError: it does not say its length once and in digits, or is too long.
+        """
+        told = self.headers.get_all("Content-Length", ())
+        length = told[0] if len(told) == 1 else ""
+        if not (length.isascii() and length.isdigit()) or len(length) > 9 or int(length) > POST_BYTES:
+            raise ValueError
+        return self.rfile.read(int(length))
 
     def posted(self, name: str, content: bytes) -> Page | None:
         """The page that posted, its answer delivered; `None` if another one has taken over.

@@ -250,7 +250,7 @@ def read_report(path: str | pathlib.Path, artifact: Artifact) -> Latency:
     model, system = report.device_info.model_name, report.device_info.system
     results = report.device_results
     ms, load_ms = _milliseconds(path, results.predict, "predict"), _milliseconds(path, results.load, "load")
-    median, p90, p99 = (float(p) for p in np.percentile(ms, [50, 90, 99]))
+    p10, median, p90, p99 = (float(p) for p in np.percentile(ms, [10, 50, 90, 99]))
     count = results.perf_run_config.experiment_iterations
     rounds = ms.reshape(count, -1) if count > 0 and len(ms) % count == 0 else ms[None]
     environment = {"os": system, "first_load_ms": float(load_ms[0])}
@@ -266,6 +266,7 @@ def read_report(path: str | pathlib.Path, artifact: Artifact) -> Latency:
         threads=None,
         runs=len(ms),
         median_ms=median,
+        p10_ms=p10,
         p90_ms=p90,
         p99_ms=p99,
         load_ms=float(np.median(load_ms)),

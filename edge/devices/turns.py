@@ -127,9 +127,9 @@ class Timed(Contestant[np.ndarray]):
     def times(self) -> dict[str, Any]:
         """The fields of a `Latency` that its turns tell."""
         ms = np.concatenate(self.rounds)
-        median, p90, p99 = (float(p) for p in np.percentile(ms, [50, 90, 99]))
+        p10, median, p90, p99 = (float(p) for p in np.percentile(ms, [10, 50, 90, 99]))
         rounds = tuple(float(r.mean()) for r in self.rounds)
-        return dict(runs=len(ms), median_ms=median, p90_ms=p90, p99_ms=p99, round_ms=rounds)
+        return dict(runs=len(ms), median_ms=median, p10_ms=p10, p90_ms=p90, p99_ms=p99, round_ms=rounds)
 
 
 def attempt(contestant: Contestant[Any], step: Callable[..., object], *arguments: Any) -> None:

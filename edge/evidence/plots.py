@@ -13,7 +13,9 @@ from typing import Any
 Box = tuple[float, float, float, float]  # (left, bottom, right, top) in pixels
 
 MARKER_SIZES = {True: 9, False: 6}  # half the width of what a label keeps clear of: a chosen point has a ring
-FONT = 8  # points, of the labels
+WIDTH, HEIGHT = 360, 300  # pixels, of a figure on a phone; a wide page enlarges it, and its text with it
+FONT = 10  # pixels, of all text
+LETTERS = 24  # of a label, at most
 
 # matplotlib draws in these colours, and the page's style sheet says what they are in light and dark mode.
 COLOURS = {name: f"#0101{i:02}" for i, name in enumerate(["ink", "soft", "line", "paper", "mark"])}
@@ -31,6 +33,7 @@ class Point:
         marker: matplotlib's, see `Traits.marker`.
         series: number of the series it belongs to, or `None` where there is only one.
         chosen: whether it stands out.
+        spread: (low, high) between which x lies, drawn as a line, or `None`.
     """
 
     x: float
@@ -39,6 +42,7 @@ class Point:
     marker: str
     series: int | None = None
     chosen: bool = False
+    spread: tuple[float, float] | None = None
 
 
 def plot(points: Sequence[Point], x_label: str, y_label: str) -> str:
@@ -51,16 +55,20 @@ def plot(points: Sequence[Point], x_label: str, y_label: str) -> str:
         raise ImportError('matplotlib is needed for a report: pip install -e ".[report]"') from None
 
     with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": x_label, "font.size": 9, "text.parse_math": False}
+        {"svg.fonttype": "none", "svg.hashsalt": x_label, "font.size": FONT, "text.parse_math": False}
     ):
-        figure = Figure(figsize=(6.2, 4.2), dpi=72, layout="constrained")  # the dpi that SVG has
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72, layout="constrained")  # the dpi that SVG has
         canvas = FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.set_xlabel(x_label, color=COLOURS["soft"])
         axes.set_ylabel(y_label, color=COLOURS["soft"])
         _scale(axes, [p.x for p in points], [p.y for p in points])
+        limits = axes.get_xlim()
         for p in points:
             colour = _colour(p)
+            if p.spread:
+                low, high = (min(max(end, limits[0]), limits[1]) for end in p.spread)
+                axes.hlines(p.y, low, high, color=colour, linewidth=1.5, alpha=0.45, zorder=2)
             inside = (
                 COLOURS["paper"] if (p.series or 0) % 2 else colour
             )  # hollow: two series differ without colours too
@@ -115,10 +123,14 @@ def _label(figure: Any, canvas: Any, axes: Any, points: Sequence[Point]) -> None
     area = axes.get_window_extent().extents
     centres = [tuple(axes.transData.transform((p.x, p.y))) for p in points]
     markers = [_square(*centre, MARKER_SIZES[p.chosen]) for p, centre in zip(points, centres, strict=True)]
-    taken = []
+    taken: list[Box] = []
+    for p in points:
+        if p.spread:
+            (left, y), (right, _) = (axes.transData.transform((x, p.y)) for x in p.spread)
+            taken.append((left, y - 1, right, y + 1))
     for i, (p, (x, y)) in enumerate(zip(points, centres, strict=True)):
         text = axes.annotate(
-            p.label,
+            p.label if len(p.label) <= LETTERS else f"{p.label[: LETTERS - 1]}…",
             (p.x, p.y),
             (0, 0),
             textcoords="offset pixels",
@@ -129,6 +141,7 @@ def _label(figure: Any, canvas: Any, axes: Any, points: Sequence[Point]) -> None
             color=COLOURS["ink"] if p.series is None else _colour(p),
             arrowprops=dict(arrowstyle="-", color=COLOURS["soft"], linewidth=0.7, shrinkA=0, shrinkB=5),
         )
+        text.set_in_layout(False)
         extent = text.get_window_extent(canvas.get_renderer())
         size = extent.width + 4, extent.height
         others = taken + markers[:i] + markers[i + 1 :]

@@ -151,7 +151,7 @@ def profile(artifact: Artifact, threads: int = 1, runs: int = 50) -> Profile:
     if not target(artifact.format).traits.profiled:
         known = " and ".join(target(name).suffix for name in names() if target(name).traits.profiled)
         raise ValueError(f"{artifact.path.name} is of the format {artifact.format}: only {known} files are profiled.")
-    artifacts.load(artifact.path)  # refuses a file that is not the one that was written
+    artifacts.check(artifact)
     library, runtime = _library()
     content = File(artifact.path.read_bytes())
     specimens = _Specimens(content)

@@ -20,9 +20,11 @@ from typing import Any, cast
 from keras_vits._util.files import writing
 
 from ..artifact import Artifact
+from ..artifact import check as check_artifact
 from ..devices._common import cpu_name
-from ..records import Latency, Verification
+from ..records import Latency, Verification, equally_fast
 from ..targets._protocol import Traits, names, target
+from .chance import at_chance
 from .plots import Point, plot
 
 TOLERANCE = 0.01  # of top-1: a file this close to the most accurate one is as good as it
@@ -77,8 +79,9 @@ def report(
 
     Raises:
         ImportError: Jinja2 or matplotlib is not installed.
-        ValueError: no rows; a latency of an artifact that was not verified; a verification or latency of another file;
-            a path that does not end in `.html` or cannot be written.
+        ValueError: no rows; a file that is not the one that was written; a latency of an artifact that was not
+            verified; a verification or latency of another file; a path that does not end in `.html`, cannot be written,
+            or is that of something that is no report.
     """
     rows, path = list(rows), pathlib.Path(path)
     if path.suffix != ".html":
@@ -88,15 +91,34 @@ def report(
     facts = {str(k): str(v) for k, v in (host_environment() if environment is None else environment).items()}
     data = _data(rows, path.parent, facts)
     written = Report(html=path, json=path.with_suffix(".json"), markdown=path.with_suffix(".md"))
-    contents = {
-        written.html: _page(rows, path.parent, title, facts),
+    _check_places(written)
+    contents = {  # the .json first: it tells that the two others are a report's
         written.json: json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         written.markdown: _markdown(rows, title),
+        written.html: _page(rows, path.parent, title, facts),
     }
     for file, content in contents.items():
         with writing(file) as temporary:
             temporary.write_text(content, encoding="utf-8")
     return written
+
+
+def _check_places(report: Report) -> None:
+    """Refuses to replace what is no report: its three names may be those of somebody's own files."""
+    known = _is_report(report.json)
+    for file in (report.html, report.json, report.markdown):
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder, and a file of the report goes there: choose another name.")
+        if file.exists() and file.stat().st_size and not known:
+            raise ValueError(f"{file} is there already, and is no report: choose another name.")
+
+
+def _is_report(path: pathlib.Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"model", "rows", "environment"} <= set(found)
 
 
 def host_environment() -> dict[str, Any]:
@@ -123,6 +145,7 @@ def _check(rows: Sequence[Row]) -> None:
         raise ValueError("A report needs at least one row.")
     for row in rows:
         name, check, speed = row.artifact.path.name, row.verification, row.latency
+        check_artifact(row.artifact)
         if speed is not None and check is None:
             raise ValueError(
                 f"{name} has a latency but was not verified: call edge.verify first. A wrong answer is never fast."
@@ -172,14 +195,18 @@ def _best(rows: Sequence[Row]) -> Row:
 def recommend(rows: Sequence[Row], format: str) -> tuple[Row, str] | None:
     """The row to ship among those of a format, and why: the fastest as accurate as any, else the most accurate.
 
+    Times that differ within the spread of the runs are equal, and then the smaller file is shipped. A file whose
+    accuracy guessing may reach is not: see `chance.at_chance`.
+
     Args:
         rows: list of `Row`.
         format: name of a target.
 
     Returns:
-        (row, reason), or `None` where no file of the format was verified, or none classifies.
+        (row, reason), or `None` where no file of the format was verified, none classifies, or none is better than
+        chance (`withheld` says so).
     """
-    files = [row for row in rows if row.artifact.format == format and _accuracy(rows, row) is not None]
+    files = [row for row in _known(rows, format) if not at_chance(cast(Verification, row.verification))]
     if not files:
         return None
     name, title = _measure(rows)[1], target(format).traits.title
@@ -187,12 +214,36 @@ def recommend(rows: Sequence[Row], format: str) -> tuple[Row, str] | None:
     if not good:
         row = min(files, key=lambda row: _lost(rows, row))
         return row, f"the most accurate one, {_lost(rows, row) * 100:.1f} points below the best {name}"
-    timed = all(row.latency for row in good)
-    row = min(good, key=lambda row: row.latency.median_ms if timed and row.latency else row.artifact.size_bytes)
+    timed = [(row, row.latency) for row in good if row.latency]
+    equal = good
+    if len(timed) == len(good):
+        _, least = min(timed, key=lambda pair: pair[1].median_ms)
+        equal = [row for row, speed in timed if equally_fast(speed, least)]
+    row = min(equal, key=lambda row: row.artifact.size_bytes)
     count = f"of the {len(good)} {title} files" if len(good) > 1 else f"{title} file"
-    which = ("the fastest" if timed else "the smallest") if len(good) > 1 else "the only"
+    which = ("the fastest" if len(timed) == len(good) else "the smallest") if len(good) > 1 else "the only"
+    equally = ""
+    if len(timed) == len(good) and len(equal) > 1:
+        which = "the smallest" if len(equal) == len(good) else f"the smallest of the {len(equal)} fastest"
+        equally = ", whose times differ within the spread of the runs"
     best = _known_accuracy(rows, row) + _lost(rows, row)
-    return row, f"{which} {count} within {TOLERANCE * 100:.0f} point of the best {name}, {_percent(best)}"
+    return row, f"{which} {count} within {TOLERANCE * 100:.0f} point of the best {name}, {_percent(best)}{equally}"
+
+
+def withheld(rows: Sequence[Row], format: str) -> str:
+    """Why no file of a format is recommended, in a sentence; "" where one is, or where there is none to judge."""
+    files = _known(rows, format)
+    if not files or recommend(rows, format):
+        return ""
+    best = max(files, key=lambda row: _known_accuracy(rows, row))
+    title = target(format).traits.title
+    why = at_chance(cast(Verification, best.verification))
+    return f"No {title} file is recommended: {best.artifact.path.name}, the best, has {why}."
+
+
+def _known(rows: Sequence[Row], format: str) -> list[Row]:
+    """The rows of a format whose accuracy is known."""
+    return [row for row in rows if row.artifact.format == format and _accuracy(rows, row) is not None]
 
 
 def _lost(rows: Sequence[Row], row: Row) -> float:
@@ -223,6 +274,7 @@ def _fields(row: Row, folder: pathlib.Path) -> dict[str, Any]:
         "recipe": artifact.recipe,
         "size_bytes": artifact.size_bytes,
     }
+    fields["pixel_agreement"] = None if check is None else _pixels(check)
     for key in (
         "images",
         "top1",
@@ -236,8 +288,18 @@ def _fields(row: Row, folder: pathlib.Path) -> dict[str, Any]:
         "verified_by",
     ):
         fields[key] = getattr(check, key, None)
-    for key in ("median_ms", "p90_ms", "p99_ms", "load_ms", "peak_memory_bytes", "runs", "threads", "runtime"):
-        fields[f"latency_{key}" if key.startswith(("median", "p9")) else key] = getattr(speed, key, None)
+    for key in (
+        "median_ms",
+        "p10_ms",
+        "p90_ms",
+        "p99_ms",
+        "load_ms",
+        "peak_memory_bytes",
+        "runs",
+        "threads",
+        "runtime",
+    ):
+        fields[f"latency_{key}" if key.startswith(("median", "p1", "p9")) else key] = getattr(speed, key, None)
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
 
 
@@ -248,6 +310,7 @@ def _relative(path: pathlib.Path, folder: pathlib.Path) -> str:
 # ---------------------------------------------------------------- numbers as text
 
 NONE = "–"
+SECONDS = 10_000  # milliseconds, from which on times are told in seconds
 
 
 def _significant(value: float, digits: int = 3) -> str:
@@ -265,8 +328,19 @@ def _megabytes(size_bytes: float) -> str:
     return f"{_significant(size_bytes / 1e6)} MB"
 
 
-def _ms(milliseconds: float) -> str:
-    return f"{_significant(milliseconds)} ms"
+def _ms(milliseconds: float | None) -> str:
+    """1.234 -> "1.23 ms", 32534 -> "32.5 s"."""
+    if milliseconds is None:
+        return NONE
+    return f"{_significant(milliseconds / 1e3)} s" if milliseconds >= SECONDS else f"{_significant(milliseconds)} ms"
+
+
+def _spread(latency: Latency) -> str:
+    """1.2 and 1.4 -> "1.20 to 1.40 ms"."""
+    if latency.p10_ms is None or latency.p90_ms is None:
+        return NONE
+    low, high = _ms(latency.p10_ms), _ms(latency.p90_ms)
+    return f"{low.removesuffix(' ms') if high.endswith(' ms') else low} to {high}"
 
 
 def _top1(check: Verification) -> str:
@@ -278,13 +352,20 @@ def _top1(check: Verification) -> str:
     return f"{_percent(check.top1)} ({points:+.1f})".replace("-", "−") if points else f"{_percent(check.top1)} (±0)"
 
 
+def _pixels(check: Verification) -> float | None:
+    """The smallest share of a mask's pixels that have the model's class, or `None` without a mask."""
+    found = [o.agreement for o in check.outputs if o.counted == "pixels" and o.agreement is not None]
+    return min(found, default=None)
+
+
 def _agreement(check: Verification) -> str:
-    agreement = check.top1_agreement
-    return NONE if agreement is None else _percent(agreement)
+    if check.top1_agreement is not None:
+        return _percent(check.top1_agreement)
+    return NONE if (pixels := _pixels(check)) is None else f"{_percent(pixels)} of pixels"
 
 
 def _sqnr(check: Verification) -> str:
-    return "exact" if check.sqnr_db == math.inf else f"{check.sqnr_db:.1f} dB"
+    return "exact" if check.sqnr_db == math.inf else f"{check.sqnr_db:z.1f} dB"
 
 
 def _partitions(check: Verification) -> str:
@@ -299,9 +380,9 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "Agreement": ("verification", _agreement),
     "SQNR": ("verification", _sqnr),
     "Median": ("latency", lambda latency: _ms(latency.median_ms)),
-    "p90": ("latency", lambda latency: _ms(latency.p90_ms)),
+    "Spread": ("latency", _spread),
     "Load": ("latency", lambda latency: _ms(latency.load_ms)),
-    "Memory": ("latency", lambda latency: _megabytes(latency.peak_memory_bytes)),
+    "Memory": ("latency", lambda latency: NONE if (b := latency.peak_memory_bytes) is None else _megabytes(b)),
     "Parts": ("verification", _partitions),
 }
 MEANINGS = {
@@ -310,11 +391,13 @@ MEANINGS = {
     "Size": "On disk, and about what the app grows by; 1 MB is 1,000,000 bytes.",
     "Top-1": "Share of the images whose class the file gets right; in brackets the difference to the model it was "
     "made from, in percentage points.",
-    "Agreement": "Share of the images on which the file and its model give the same class, right or wrong.",
+    "Agreement": "Share of the images on which the file and its model give the same class, right or wrong; of a model "
+    "that gives a class for each pixel, share of the pixels, which are not images: neighbours agree together.",
     "SQNR": "Signal-to-quantization-noise ratio of the outputs: at 20 dB the output error is a tenth of them, at 40 dB "
     "a hundredth; exact means that there is none.",
     "Median": "Time of one run, from the image in memory to the answer; half of the runs are faster.",
-    "p90": "Nine of ten runs are faster.",
+    "Spread": "From the 10th to the 90th percentile: four of five runs take so long. Files whose times differ within "
+    "the spread are taken as equally fast, and then the smaller one is recommended.",
     "Load": "From the file to a model that is ready for its first image, once for each start of the app.",
     "Memory": "Largest memory of a process that does nothing but run this file, Python and the runtime included.",
     "Parts": "Partitions: parts of the graph that LiteRT hands to its fast kernels (XNNPACK). 1 is best: all of it.",
@@ -378,6 +461,8 @@ def _markdown(rows: Sequence[Row], title: str) -> str:
     for format in _formats(rows):
         if found := recommend(rows, format):
             lines += [f"**{_traits(found[0]).phone}: `{found[0].artifact.path.name}`**, {found[1]}.", ""]
+        elif why := withheld(rows, format):
+            lines += [f"**{target(format).traits.phone}**: {why}", ""]
     columns = {
         "File": [f"`{row.artifact.path.name}`" for row in rows],
         "Format": [_traits(row).title for row in rows],
@@ -421,6 +506,7 @@ def _page(rows: Sequence[Row], folder: pathlib.Path, title: str, facts: Mapping[
         title=title,
         style=STYLE,
         cards=[_card(rows, folder, *answer) for answer in found.values()],
+        withheld=[why for format in _formats(rows) if (why := withheld(rows, format))],
         figures=_figures(rows, chosen),
         signs={_traits(row).title: _traits(row).sign for row in rows if row.verification},
         series=series,
@@ -454,7 +540,7 @@ def _figures(rows: Sequence[Row], chosen: Sequence[Row]) -> list[dict[str, str]]
     """The plots, each with its title; none of those that would have no points."""
     models, accuracy = _models(rows), _measure(rows)[1].capitalize()
     axes: dict[str, tuple[str, Callable[[Row], float | None]]] = {
-        "latency": ("Latency of one run in ms, median", lambda row: row.latency.median_ms if row.latency else None),
+        "latency": ("Latency in ms, median and spread", lambda row: row.latency.median_ms if row.latency else None),
         "size": ("Size of the file in MB", lambda row: row.artifact.size_bytes / 1e6),
     }
     figures = []
@@ -467,6 +553,7 @@ def _figures(rows: Sequence[Row], chosen: Sequence[Row]) -> list[dict[str, str]]
                 marker=_traits(row).marker,
                 series=models.index(row.artifact.model) if len(models) > 1 else None,
                 chosen=row in chosen,
+                spread=_ends(row.latency) if what == "latency" else None,
             )
             for row in rows
             if _accuracy(rows, row) is not None and (place := x(row))
@@ -475,3 +562,10 @@ def _figures(rows: Sequence[Row], chosen: Sequence[Row]) -> list[dict[str, str]]
             drawing = plot(points, f"{label} (left is better)", f"{accuracy} in % (up is better)")
             figures.append({"title": f"{accuracy} against {what}", "svg": drawing})
     return figures
+
+
+def _ends(latency: Latency | None) -> tuple[float, float] | None:
+    """10th and 90th percentile of the times, or `None`."""
+    if latency is None or latency.p10_ms is None or latency.p90_ms is None:
+        return None
+    return latency.p10_ms, latency.p90_ms

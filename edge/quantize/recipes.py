@@ -145,7 +145,7 @@ STATIC = LayerConfig(weights=Grid(bits=8), activations=ACTIVATIONS)
 # The logits' layer is dynamically quantized in every recipe: logits in 8 bits would make ties of close classes.
 STATIC_ENTRIES = (
     Entry(operations=EVERY, config=STATIC),
-    Entry(operations=(Operation.DENSE,), config=DYNAMIC, logits=True),
+    Entry(operations=(Operation.DENSE, Operation.CONV), config=DYNAMIC, logits=True),
 )
 
 RECIPES: dict[str, Recipe] = {

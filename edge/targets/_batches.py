@@ -9,23 +9,90 @@ import numpy as np
 
 from keras_vits.specs import InputSpec
 
+Arrays = np.ndarray | Mapping[str, np.ndarray]
+
+
+def checked(inputs: Arrays, specs: Sequence[InputSpec], file: str) -> dict[str, np.ndarray]:
+    """Input name -> array (N,...), of what an artifact is given.
+
+    Args:
+        inputs: the array (N,...) of the one input, or name -> array.
+        specs: of the inputs in the file's order.
+        file: its name, for messages.
+
+    Raises:
+        ValueError: an input that is missing or unknown; no examples, or another number in each input; another shape;
+            numbers of a type or a range that the file does not take, which are never cast; NaN or infinity.
+    """
+    names = ", ".join(spec.name for spec in specs)
+    if not isinstance(inputs, Mapping):
+        if len(specs) != 1:
+            raise ValueError(f"{file} takes several inputs, {names}: pass a dictionary of their names and arrays.")
+        inputs = {specs[0].name: inputs}
+    if set(inputs) != {spec.name for spec in specs}:
+        raise ValueError(f"{file} takes {names}; received {', '.join(map(str, inputs)) or 'nothing'}.")
+    found = {spec.name: _checked(np.asarray(inputs[spec.name]), spec, file) for spec in specs}
+    counts = {len(array) for array in found.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"{file} takes one example or more, the same number in each input; received "
+            f"{', '.join(str(len(array)) for array in found.values())}."
+        )
+    return found
+
+
+def _checked(array: np.ndarray, spec: InputSpec, file: str) -> np.ndarray:
+    if array.ndim != len(spec.shape) or array.shape[1:] != spec.shape[1:]:
+        what = "images" if spec.is_image else f"{spec.name!r} of shape"
+        sizes = ", ".join(map(str, spec.shape[1:]))
+        raise ValueError(f"{file} takes {what} (N{', ' * bool(sizes)}{sizes}); received {array.shape}.")
+    if array.dtype.kind not in "iufb":
+        raise ValueError(f"{file} takes numbers in {spec.name!r}; received {array.dtype}.")
+    if not array.size:
+        return array
+    finite = np.isfinite(array.reshape(len(array), -1)).all(1)
+    if not finite.all():
+        which = "image" if spec.is_image else "example"
+        raise ValueError(
+            f"The values of {spec.name!r} must be finite numbers; {which} {int(np.argmin(finite))} holds NaN or "
+            "infinity."
+        )
+    if spec.dtype == "float32":
+        if spec.is_image and array.dtype.kind != "f":
+            make = "normalised float32 images" if spec.preprocessing else "float32 images, as the model takes them"
+            hint = ": pass them through model.preprocessing.normalize first" if spec.preprocessing else ""
+            raise ValueError(f"{file} takes {make}; received {array.dtype} pixels{hint}.")
+        return array.astype(np.float32, copy=False)
+    whole = array.dtype.kind != "f" or bool((array == np.rint(array)).all())
+    if spec.takes_pixels:
+        if not whole or array.min() < 0 or array.max() > 255:
+            raise ValueError(
+                f"{file} takes pixels 0 to 255 (uint8); received {array.dtype} from {array.min():.4g} to "
+                f"{array.max():.4g}: pass the picture's own pixels, not normalised."
+            )
+        return array.astype(np.uint8, copy=False)
+    if not whole:
+        raise ValueError(f"{file} takes whole numbers ({spec.dtype}) in {spec.name!r}; received {array.dtype}.")
+    return array.astype(spec.dtype, copy=False)
+
 
 def split(
-    inputs: np.ndarray | Mapping[str, np.ndarray],
-    specs: Sequence[InputSpec],
-    dtypes: Sequence[Any],
-    batch: int,
+    inputs: Arrays, specs: Sequence[InputSpec], dtypes: Sequence[Any], batch: int, file: str
 ) -> tuple[int, list[list[np.ndarray]]]:
     """N, and the arrays of each run in the file's order, dtype and layout, the last one padded with zeros.
 
     Args:
         inputs: the array (N,...) of the one input, or name -> array.
-        specs: of the inputs in the file's order; () for arrays that are taken as the file takes them.
+        specs: of the inputs in the file's order; () for an array that is taken as the file takes it.
         dtypes: numpy's, of each input.
         batch: B of the file.
+        file: its name, for messages.
+
+    Raises:
+        ValueError: see `checked`.
     """
-    arrays = [inputs[spec.name] for spec in specs] if isinstance(inputs, Mapping) else [inputs]
-    arrays = [np.asarray(x, dtype) for x, dtype in zip(arrays, dtypes, strict=True)]
+    given = checked(inputs, specs, file) if specs else {"": np.asarray(inputs)}
+    arrays = [np.asarray(x, dtype) for x, dtype in zip(given.values(), dtypes, strict=True)]
     count = len(arrays[0])
     arrays = [np.concatenate([x, np.zeros((-count % batch, *x.shape[1:]), x.dtype)]) for x in arrays]
     stored: list[Callable[[np.ndarray], np.ndarray]] = [s.as_stored for s in specs] or [np.asarray] * len(arrays)

@@ -9,12 +9,23 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_vits.specs import InputSpec, OutputSpec, of_model, read_outputs
+import numpy as np
+
+from keras_vits._util.files import plain_name
+from keras_vits.specs import (
+    InputSpec,
+    OutputSpec,
+    SpecError,
+    of_model,
+    preprocessings,
+    read_outputs,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     import keras
 
-    from keras_vits.graph.ir import Graph
+    from keras_vits.graph.ir import Graph, Value
     from keras_vits.preprocess import Preprocessing
 
 
@@ -30,7 +41,6 @@ class Prepared:
         outputs: in the graph's order.
         traced: number of operations before the graph was simplified.
         head: that the outputs have.
-        preprocessing: the model's own, or `None`.
         tools: versions of what made it; see `Artifact.tools`.
     """
 
@@ -41,13 +51,18 @@ class Prepared:
     outputs: tuple[OutputSpec, ...]
     traced: int
     head: str
-    preprocessing: Preprocessing | None
     tools: dict[str, str]
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """K names of the classes, or () when unknown."""
         return next((spec.class_names for spec in self.outputs if spec.class_names), ())
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Fields of the image input's preprocessing; of several such inputs, name -> fields; {} where none is known."""
+        found = {spec.name: dict(spec.preprocessing) for spec in self.inputs if spec.preprocessing}
+        return next(iter(found.values())) if len(found) == 1 else found
 
     @property
     def operations(self) -> tuple[int, int]:
@@ -61,7 +76,7 @@ def prepare(
     batch: int = 1,
     image_size: int | tuple[int, int] | None = None,
     layout: str = "nhwc",
-    pixels: Callable[[Graph, Preprocessing], Graph] | None = None,
+    pixels: Callable[[Graph, Value, Preprocessing], Graph] | None = None,
     head: str | Callable[[Sequence[OutputSpec]], str] = "logits",
     top_k: int = 5,
     features: Sequence[str | int] = (),
@@ -75,8 +90,8 @@ def prepare(
         batch: B, static.
         image_size: pixels, or (height, width), of the file's images, if not the model's own; see `VisionModel.resized`.
         layout: of the file's images, `"nhwc"`, or `"nchw"` with one transposition in the graph.
-        pixels: puts the model's preprocessing into the graph, for a file that takes pixels 0 to 255; see
-            `graph.rewrite.with_pixels`.
+        pixels: puts the preprocessing of an image input into the graph, for a file that takes pixels 0 to 255; see
+            `graph.rewrite.with_pixels`. It is called for every image input that has one.
         head: see `OutputSpec.with_head`; or what chooses one, from the specs of the outputs.
         top_k: how many classes `head="top_k"` gives.
         features: layers that are outputs, too, by name or number of the block, as `model.features` takes them.
@@ -85,7 +100,8 @@ def prepare(
 
     Raises:
         ValueError: an operation without a translation (named with its layer), an unknown head, layout, layer or output,
-            an image size that the weights do not fit, or pixels of a model without preprocessing.
+            an image size that the weights do not fit, pixels of a model without preprocessing, weights that are not
+            finite numbers, or a name that is no plain file name.
     """
     import keras
 
@@ -93,12 +109,12 @@ def prepare(
     from keras_vits.graph.trace import trace
     from keras_vits.version import __version__
 
-    name = name or model.name
+    name, batch = plain_name(model.name if name is None else name), whole_number(batch, "batch")
+    check_finite(model)
     if image_size is not None:
         if not hasattr(model, "resized"):
             raise ValueError(f"image_size needs a VisionModel; received {type(model).__name__}: build it at that size.")
         model = model.resized(image_size)
-    preprocessing = getattr(model, "preprocessing", None)
     taps = {layer: model.get_layer(layer).output for layer in _layer_names(model, features)}
     if taps:
         outputs = [*keras.tree.flatten(model.output), *taps.values()]
@@ -110,15 +126,25 @@ def prepare(
     inputs, specs = of_model(model, dataclasses.replace(graph, outputs=graph.outputs[:own]), kinds)
     specs += read_outputs(dataclasses.replace(graph, outputs=graph.outputs[own:]), list(taps))
     if pixels:
-        if preprocessing is None:
+        images = {value.name: value for value in graph.inputs if len(value.shape) == 4}
+        known = preprocessings(model, list(images))
+        if not known:
             raise ValueError(
                 f"A file that takes pixels needs model.preprocessing, which {model.name} does not have: export float32 "
                 "input, or give the model one."
             )
-        graph = pixels(graph, preprocessing)
+        for image, preprocessing in known.items():
+            if images[image].dtype != "float32":
+                raise SpecError(
+                    f"Input {image!r} of {model.name} takes {images[image].dtype} already: export it as it is."
+                )
+            graph = pixels(graph, images[image], preprocessing)
     head = head if isinstance(head, str) else head(specs)
     graph, specs = with_head(graph, specs, head, top_k)
     graph = rewrite(with_layout(graph, layout))
+    for value in graph.constants():
+        if value.data is not None and value.data.dtype.kind == "f" and np.isnan(value.data).any():
+            raise ValueError(f"{model.name} computes NaN from its weights alone, in {value.name!r}.")
     inputs = tuple(
         dataclasses.replace(spec, dtype=value.dtype, layout=layout if spec.is_image else spec.layout)
         for spec, value in zip(inputs, graph.inputs, strict=True)
@@ -132,9 +158,24 @@ def prepare(
         outputs=tuple(specs),
         traced=traced,
         head=head,
-        preprocessing=preprocessing,
         tools=tools,
     )
+
+
+def check_finite(model: Any) -> None:
+    """Raises a `ValueError` that names the first weight of a model which holds NaN or infinity."""
+    import keras
+
+    for weight in model.weights:
+        if not keras.backend.is_float_dtype(weight.dtype):
+            continue
+        finite = np.isfinite(keras.ops.convert_to_numpy(weight).astype("float32", copy=False))
+        if not finite.all():
+            raise ValueError(
+                f"{model.name} has NaN or infinity in {finite.size - int(finite.sum())} of the {finite.size} numbers "
+                f"of its weight {weight.path!r}: it gives no answers. Export a checkpoint from before its training "
+                "diverged."
+            )
 
 
 def _layer_names(model: Any, features: Sequence[str | int]) -> dict[str, None]:

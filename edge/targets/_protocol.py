@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..artifact import Artifact
+    from ._steps import Steps
 
 Scale = Mapping[str, float]  # {"scale": of an integer, "zero_point": the integer that stands for 0}
 
@@ -79,6 +80,8 @@ class Traits:
         partitions: (runner) -> number of partitions of the delegate, or `None`.
         offenders: (artifact) -> why a phone's GPU would refuse it, () if it would not; `None` if that is not known.
         checked: (`Runner.verified_by` of the files of a report) -> a sentence on how they were checked, or "".
+        steps: (artifact) -> its operations one by one, for a check in half precision; `None` where it cannot be taken
+            apart.
         quantized: (runner) -> scale and zero point of each input and of each output that holds integers, otherwise
             `None`; `None` where no file of the target has such ones.
     """
@@ -102,6 +105,7 @@ class Traits:
     partitions: Callable[[Any], int | None] = lambda runner: None
     offenders: Callable[[Artifact], tuple[str, ...] | None] = lambda artifact: None
     checked: Callable[[Sequence[str]], str] = lambda verified_by: ""
+    steps: Callable[[Artifact], Steps] | None = None
     quantized: Callable[[Any], tuple[Sequence[Scale | None], Sequence[Scale | None]] | None] = lambda runner: None
 
 
@@ -112,8 +116,9 @@ class Target:
     Attributes:
         name: `"litert"`; the `format` of its artifacts, and of recipes.
         suffix: of its files, with the dot.
-        export: (model, folder, **options) -> Artifact.
+        export: (model, folder, **options) -> Artifact. `name` and `overwrite` are options of every target.
         quantize: (artifact, recipe, calibration, folder, **options) -> Artifact; `None` where nothing is quantized.
+            `overwrite` is an option of every target.
         load: (artifact, **options) -> Runner.
         run: (order) -> load() -> (run(inputs), runtime), for the process that measures: see devices/host_worker.py. It
             imports no Keras unless the target is Keras.

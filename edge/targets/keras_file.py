@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_vits._util import files
+from keras_vits._util.progress import working
 from keras_vits.graph.ir import histogram
 from keras_vits.version import __version__
 
 from .. import artifact as artifacts
+from ._batches import checked
+from ._prepare import check_finite
 from ._protocol import Target, Traits
 
 if TYPE_CHECKING:
@@ -22,19 +27,23 @@ if TYPE_CHECKING:
 BATCH = 64  # examples that the model computes at once
 
 
-def export(model: VisionModel, folder: str | os.PathLike[str], *, name: str | None = None) -> artifacts.Artifact:
+def export(
+    model: VisionModel, folder: str | os.PathLike[str], *, name: str | None = None, overwrite: bool = False
+) -> artifacts.Artifact:
     """Writes a model without its optimizer as `<folder>/<name>.keras`.
 
     Args:
         model: a `VisionModel`.
         folder: where to write; made if it does not exist.
         name: of the file; the model's own by default.
+        overwrite: whether another file of this name may be replaced; one of the same model is written anew.
 
     Returns:
         An `Artifact`.
 
     Raises:
-        ValueError: a model of another class, or a folder that cannot be written. Nothing is half-written.
+        ValueError: a model of another class, one with weights that are not finite numbers, a name that is no plain file
+            name or is taken by another file, or a folder that cannot be written. Nothing is half-written.
     """
     import keras
 
@@ -46,18 +55,17 @@ def export(model: VisionModel, folder: str | os.PathLike[str], *, name: str | No
             f"keras_file.export writes a VisionModel, which keras_vits.load reads again; received {model.name}, a "
             f"{type(model).__name__}: use its own save."
         )
-    name = name or model.name
-    path = pathlib.Path(folder) / f"{name}.keras"
+    check_finite(model)
+    name = files.plain_name(model.name if name is None else name)
     with values_later():
         bare = type(model).from_config(model.get_config())
     for variable, value in zip(bare.weights, model.get_weights(), strict=True):
         set_value(variable, value)
     initialize(bare)
-    with files.alone(path.parent):
-        with files.writing(path) as temporary:
-            bare.save(temporary)
-        return artifacts.make(
-            path,
+    with artifacts.writing(folder, f"{name}.keras", overwrite=overwrite) as draft:
+        bare.save(draft.temporary)
+        _undated(draft.temporary)
+        draft.describe(
             format="keras",
             recipe="float32",
             model=name,
@@ -65,6 +73,21 @@ def export(model: VisionModel, folder: str | os.PathLike[str], *, name: str | No
             outputs=model.output_specs,
             tools={"keras_vits": __version__, "keras": keras.__version__, "backend": keras.backend.backend()},
         )
+    return draft.artifact
+
+
+def _undated(path: pathlib.Path) -> None:
+    """Takes the time of writing out of a .keras file: the same model is the same bytes."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(info, archive.read(info)) for info in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for info, content in members:
+            if info.filename == "metadata.json":
+                kept = {key: value for key, value in json.loads(content).items() if key != "date_saved"}
+                content = json.dumps(kept).encode()
+            undated = zipfile.ZipInfo(info.filename)  # of 1980
+            undated.compress_type = info.compress_type
+            archive.writestr(undated, content)
 
 
 def load(artifact: artifacts.Artifact) -> Runner:
@@ -89,7 +112,7 @@ class Runner:
 
         from keras_vits import saving
 
-        self.artifact = artifact
+        self.artifact = artifacts.check(artifact)
         self.model = saving.load(artifact.path)
         self.runtime = self.verified_by = f"keras {keras.__version__} on {keras.backend.backend()}"
 
@@ -103,20 +126,13 @@ class Runner:
             The array (N,...) of the one output, or name -> array where the model has several.
 
         Raises:
-            ValueError: an input is missing or unknown.
+            ValueError: see `_batches.checked`.
         """
         import keras
 
-        names = [spec.name for spec in self.artifact.inputs]
-        given: Any = inputs
-        if isinstance(inputs, Mapping):
-            if set(inputs) != set(names):
-                raise ValueError(
-                    f"{self.artifact.path.name} takes {', '.join(names)}; received "
-                    f"{', '.join(map(str, inputs)) or 'nothing'}."
-                )
-            given = inputs[names[0]] if len(names) == 1 else [inputs[name] for name in names]
-        found = self.model.predict(given, batch_size=BATCH, verbose=0)
+        given = list(checked(inputs, self.artifact.inputs, self.artifact.path.name).values())
+        with working(f"Running {self.artifact.path.name}"):
+            found = self.model.predict(given[0] if len(given) == 1 else given, batch_size=BATCH, verbose=0)
         arrays = [np.asarray(y) for y in keras.tree.flatten(found)]
         return arrays[0] if len(arrays) == 1 else dict(zip(self.artifact.output_names, arrays, strict=True))
 

@@ -76,13 +76,14 @@ def qat(model: VisionModel, recipe: str, calibration: Any = None) -> VisionModel
     planned = plan(file, chosen)
     if chosen.needs_calibration:
         image = traced.inputs[0]
-        spec = InputSpec(name=image.name, shape=image.shape, dtype=image.dtype)
-        images = list(batches(calibration, spec, dataclasses.asdict(model.preprocessing), "reading images"))
+        fields = dataclasses.asdict(model.preprocessing)
+        spec = InputSpec(name=image.name, shape=image.shape, dtype=image.dtype, preprocessing=fields)
+        images = list(batches(calibration, [spec], "reading images"))
         prepared = Preparation(content, chosen, images, steps=())
         model.trained_for = prepared.chosen("mse", np.resize(model.preprocessing.mean, image.shape[-1]).tolist())
         limits = model.trained_for.ranges
         model.trained_for.applied(file, planned)  # tells the layers whose activations have 16 bits
-        _round_activations(named, traced, file, planned, model.trained_for, images[0])
+        _round_activations(named, traced, file, planned, model.trained_for, images[0][0])
     gains, kinds = _gains(model, traced, written), cast(Any, tuple(ROUNDED))
     for found in planned:  # a projection that was split has the same settings in each part
         layer: Any = named.get(found.name)

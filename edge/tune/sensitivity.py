@@ -14,7 +14,7 @@ import numpy as np
 from keras_vits._util.files import writing
 from keras_vits._util.progress import progress
 
-from ..artifact import Artifact
+from ..artifact import Artifact, check
 from ..quantize.calibration import batches
 from ..quantize.recipes import checked_recipe
 from ..records import sqnr_db
@@ -34,7 +34,8 @@ class LayerNoise:
 
     Attributes:
         layer: its name, which `litert.quantize(..., float_layers=[...])` takes.
-        sqnr_db: signal-to-quantization-noise ratio of the file's outputs, infinite if they did not change.
+        sqnr_db: signal-to-quantization-noise ratio of the file's outputs, infinite if they did not change; of several
+            outputs, the worst one's.
     """
 
     layer: str
@@ -118,7 +119,8 @@ def sensitivity(model: keras.Model | Artifact, calibration: Any, recipe: str = "
         A `Sensitivity`.
 
     Raises:
-        ValueError: an unknown recipe or one without integers, or bad calibration.
+        ValueError: an unknown recipe or one without integers, bad calibration, or a file that is not the one that was
+            written.
     """
     chosen = checked_recipe(recipe, "litert")
     if not chosen.is_integer:
@@ -128,14 +130,16 @@ def sensitivity(model: keras.Model | Artifact, calibration: Any, recipe: str = "
     if not isinstance(model, Artifact):
         with tempfile.TemporaryDirectory() as folder:
             return sensitivity(litert.export(model, folder), calibration, recipe)
-    images = list(batches(calibration, model.input, model.preprocessing, "reading images"))
+    check(model)
+    images = list(batches(calibration, model.inputs, "reading images"))
     preparation = Preparation(model.path.read_bytes(), chosen, images)
     images = images[:COMPARED]
     expected = outputs(of_bytes(preparation.content), images)
     rows = []
     for layer in progress(preparation.layers(), "quantizing one layer at a time"):
         content = preparation.quantized(only=layer, method="minmax")
-        noise = float(np.square(outputs(of_bytes(content), images) - expected).sum())
-        rows.append(LayerNoise(layer=layer, sqnr_db=sqnr_db(float(np.square(expected).sum()), noise)))
-    count = len(images) * model.input.shape[0]
+        pairs = zip(outputs(of_bytes(content), images), expected, strict=True)
+        ratios = [sqnr_db(float(np.square(x).sum()), float(np.square(y - x).sum())) for y, x in pairs]
+        rows.append(LayerNoise(layer=layer, sqnr_db=min(ratios)))
+    count = len(images) * model.inputs[0].shape[0]
     return Sensitivity(model=model.model, recipe=recipe, images=count, rows=tuple(rows))

@@ -11,7 +11,10 @@ async function start() {
     accelerator: parameters.get('accelerator') === 'webgpu' ? 'webgpu' : 'wasm',
   });
   const selfTest = await classifier.selfTest();
-  element('self-test').textContent = `Self-test ${selfTest.passed ? 'passed' : 'FAILED'} ${JSON.stringify(selfTest)}`;
+  const {passed, agreement, maxError, tolerance} = selfTest;
+  element('self-test').textContent =
+    `Self-test ${passed ? 'passed' : 'FAILED'}: on ${selfTest.pictures} pictures the outputs differ by ${maxError.toPrecision(2)} ` +
+    `at most (allowed: ${tolerance.toPrecision(2)}), and ${Math.round(100 * agreement)} % of the classes agree.`;
 
   const show = async (frame: ImageBitmapSource) => {
     const found = await classifier.classify(frame);

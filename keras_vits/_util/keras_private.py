@@ -9,12 +9,15 @@ Keras lacks, once, before the first use.
 import contextlib
 import functools
 import importlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
+FUNCTIONS = ("convert_to_tensor", "cast", "shape")  # of the backend itself
+FUSED_RNN = ("lstm", "gru", "bidirectional_lstm", "bidirectional_gru")  # of a backend; Keras does without them, too
 HOOKS = {  # module -> the names in it that are replaced or read
     "keras.src.ops.operation": ("Operation.symbolic_call",),
     "keras.src.layers.layer": ("Layer.symbolic_call", "Node"),
@@ -22,11 +25,15 @@ HOOKS = {  # module -> the names in it that are replaced or read
     "keras.src.backend.common.variables": (
         "AutocastScope.maybe_cast",
         "Variable._deferred_initialize",
+        "Variable.assign",
     ),
+    "keras.src.backend.common.stateless_scope": ("in_stateless_scope",),
     "keras.src.backend.common.global_state": ("get_global_attribute", "set_global_attribute"),
-    "keras.src.backend": ("numpy", "nn", "math", "core", "image", "linalg", "convert_to_tensor", "cast", "shape"),
+    "keras.src.backend": ("numpy", "nn", "math", "core", "image", "linalg", "random", "rnn", *FUNCTIONS, *FUSED_RNN),
+    "keras.src.random.seed_generator": ("SeedGenerator.next",),
     "keras.src.models.functional": ("Functional._run_through_graph", "Functional._standardize_inputs"),
     "keras.src.layers": ("Layer._flatten_layers",),
+    "keras.src.utils.module_utils": ("tensorflow._available",),
 }
 SPACES = ("numpy", "nn", "math", "core", "image", "linalg")  # of the backend, whose functions keras.ops calls
 KEPT = ("cond", "is_tensor", "map", "scan", "vectorized_map")  # of them: these take functions, or tell types
@@ -78,6 +85,33 @@ def values_later() -> Iterator[None]:
         global_state.set_global_attribute(PENDING, waiting)
 
 
+@contextlib.contextmanager
+def values_at_the_end(check: Callable[[list[keras.Variable]], None]) -> Iterator[None]:
+    """Variables that are made here get their first values at the end, after `check` has seen all of them.
+
+    Where whoever called wants them later (`values_later`, a `keras.StatelessScope`), they get none here either.
+    """
+    _check_once()
+    from keras.src.backend.common import global_state
+    from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+    waiting = list(global_state.get_global_attribute(PENDING) or ())
+    made = lambda: list(global_state.get_global_attribute(PENDING) or ())[len(waiting) :]
+    if in_stateless_scope():
+        yield
+        check(made())
+        return
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+            variables = made()
+            check(variables)
+    finally:
+        global_state.set_global_attribute(PENDING, waiting)
+    for variable in variables:
+        variable._deferred_initialize()
+
+
 def has_value(variable: keras.Variable) -> bool:
     """Whether the variable has its first value."""
     return variable._value is not None
@@ -99,6 +133,27 @@ def initialize(model: keras.Model) -> None:
         if not has_value(variable):
             _check_once()
             variable._deferred_initialize()
+
+
+# ---------------------------------------------------------------- saving
+
+
+@contextlib.contextmanager
+def without_tensorflow() -> Iterator[None]:
+    """Keras saves without importing TensorFlow, which it does wherever that is installed, to ask whether a value in the
+    configuration is one of TensorFlow's. Where nobody has imported it, none is: six seconds of CPU and its start-up
+    messages, in the middle of a training on JAX or PyTorch, are for nothing."""
+    from keras.src.utils import module_utils
+
+    lazy = module_utils.tensorflow
+    if "tensorflow" in sys.modules or vars(lazy).get("_available", True) is not None:
+        yield
+        return
+    lazy._available = False
+    try:
+        yield
+    finally:
+        lazy._available = None
 
 
 # ---------------------------------------------------------------- functional models
@@ -140,24 +195,82 @@ def hears_of_clones(cls: type) -> type:
 _lock = threading.RLock()  # the hooks are replaced for the whole process: one trace at a time
 
 
+class UnchangedError(ValueError):
+    """An error that Keras passes on as it is: to others it adds the arguments of the layer that was called."""
+
+    _keras_call_info_injected = True
+
+
 def traced_type() -> type:
-    """A subclass of KerasTensor whose instances are made of a Value and know it as `traced_value`."""
+    """A subclass of KerasTensor whose instances are made of a Value and know it as `traced_value`.
+
+    To the right of a backend's tensor or a numpy array it takes the operation over: JAX and numpy would ask for its
+    numbers, if it had the method for that.
+    """
     _check_once()
     from keras.src.backend.common.keras_tensor import KerasTensor
 
     class Traced(KerasTensor):
-        """A symbolic tensor that knows its Value."""
+        """A symbolic tensor that knows its Value, and its type in Keras, which may be narrower."""
 
-        def __init__(self, value: Any) -> None:
-            super().__init__(value.shape, dtype=value.dtype, record_history=False)
+        __array_ufunc__ = None
+
+        def __init__(self, value: Any, dtype: str | None = None) -> None:
+            super().__init__(value.shape, dtype=dtype or value.dtype, record_history=False)
             self.traced_value = value
+
+        @property
+        def __jax_array__(self) -> Any:
+            raise AttributeError("A symbolic tensor has no numbers.")
+
+        __hash__ = object.__hash__
+
+        def __eq__(self, other: Any) -> Any:
+            """Of entries, as in every backend; a KerasTensor would compare objects, and say False."""
+            if other is None or isinstance(other, (str, tuple, list, dict)):
+                return NotImplemented
+            return keras.ops.equal(self, other)
 
     return Traced
 
 
 def is_primitive(operation: Any) -> bool:
     """Whether the operation is one of keras.ops itself, not a user's or a layer's that is made of them."""
-    return type(operation).__module__.startswith("keras.src.ops")
+    return _is_of(type(operation), "keras.src.ops.")
+
+
+def is_own_layer(layer: keras.Layer) -> bool:
+    """Whether the layer's class is one that Keras itself has, not one derived from it or of the same name."""
+    return _is_of(type(layer), "keras.src.layers.")
+
+
+def _is_of(cls: type, package: str) -> bool:
+    """Whether a class is what a module of the package has under its name."""
+    module = sys.modules.get(cls.__module__) if cls.__module__.startswith(package) else None
+    return getattr(module, cls.__name__, None) is cls
+
+
+def functional(model: keras.Model) -> Any:
+    """The functional model that a model is, or that a `Sequential` which knows its input holds; otherwise `None`."""
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model if getattr(model, "inputs", None) else None
+
+
+def _no_fused_rnn(*args: Any, **kwargs: Any) -> Any:
+    raise NotImplementedError  # Keras then runs the cell step by step
+
+
+def _nothing_dropped(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    """Dropout's mask, which a recurrent cell makes in inference, too, and then does not use."""
+    return inputs
+
+
+def _no_state(variable: keras.Variable, value: Any) -> None:
+    raise UnchangedError(
+        f"The variable {variable.path!r} is written to whenever the model runs, and a file keeps nothing between two "
+        "runs. Build that layer without a state of its own (stateful=False)."
+    )
 
 
 @contextlib.contextmanager
@@ -165,27 +278,32 @@ def intercepted(
     concerned: Callable[..., bool],
     operation: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any],
     layer: Callable[[keras.Layer, tuple[Any, ...], dict[str, Any]], Any],
+    recurrence: Callable[..., Any],
 ) -> Iterator[None]:
     """Calls of Keras' operations and layers that concern us go to the given functions, all others through untouched.
 
-    A backend's function goes to the `keras.ops` function of its name, which makes an operation of it; no Keras node is
-    recorded, so that the model does not change; and in this thread a mixed policy's compute dtype does not round
-    variables.
+    A backend's function goes to the `keras.ops` function of its name, which makes an operation of it, also where a
+    preprocessing layer asks for it by the backend's name; a recurrent layer's loop over time goes to `recurrence`; no
+    Keras node is recorded and no seed moves on, so that the model does not change; and in this thread a mixed policy's
+    compute dtype does not round variables.
 
     Args:
         concerned: (*anything) -> whether a tensor of ours is among the arguments, at any depth.
         operation: (operation, args, kwargs) -> what it gives.
         layer: (layer, args, kwargs) -> what it gives.
+        recurrence: with the arguments of Keras' own `backend.rnn`, and its result.
 
     Raises:
         ImportError: this Keras lacks a hook.
+        ValueError: a layer writes what was computed to a variable.
     """
     check()
     from keras.src import backend
-    from keras.src.backend.common.variables import AutocastScope
+    from keras.src.backend.common.variables import AutocastScope, Variable
     from keras.src.layers import layer as layer_module
     from keras.src.layers.layer import Layer
     from keras.src.ops.operation import Operation
+    from keras.src.random.seed_generator import SeedGenerator
 
     undo = []
 
@@ -203,7 +321,10 @@ def intercepted(
 
     with _lock:
         operation_call, layer_call, node = Operation.symbolic_call, Layer.symbolic_call, layer_module.Node
-        maybe_cast, thread = AutocastScope.maybe_cast, threading.get_ident()
+        maybe_cast, next_seed, thread = AutocastScope.maybe_cast, SeedGenerator.next, threading.get_ident()
+
+        def leaves(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+            return lambda tensor, other: NotImplemented if concerned(other) else compare(tensor, other)
 
         def on_operation(called: Any, *args: Any, **kwargs: Any) -> Any:
             if not concerned(args, kwargs):
@@ -221,6 +342,9 @@ def intercepted(
         def on_autocast(scope: Any, value: Any) -> Any:
             return value if threading.get_ident() == thread else maybe_cast(scope, value)
 
+        def on_seed(generator: Any, *args: Any, **kwargs: Any) -> Any:  # some layers draw in inference, for nothing
+            return generator.state.value if threading.get_ident() == thread else next_seed(generator, *args, **kwargs)
+
         try:
             for space in SPACES:
                 module = getattr(backend, space)
@@ -230,12 +354,25 @@ def intercepted(
                     plain = callable(function) and not isinstance(function, type) and not name.startswith("_")
                     if plain and callable(target) and name not in KEPT:
                         reroute(module, name, target)
-            for name in ("convert_to_tensor", "cast", "shape"):
+            own = importlib.import_module(f"keras.src.backend.{backend.backend()}")  # what preprocessing layers call
+            for name in FUNCTIONS:
                 reroute(backend, name, getattr(keras.ops, name))
+                reroute(own, name, getattr(keras.ops, name))
+            reroute(backend, "rnn", recurrence)
+            for name in FUSED_RNN:
+                reroute(backend, name, _no_fused_rnn)
+            reroute(backend.random, "dropout", _nothing_dropped)
+            reroute(Variable, "assign", _no_state)
             replace(Operation, "symbolic_call", on_operation)
             replace(Layer, "symbolic_call", on_layer)
             replace(layer_module, "Node", on_node)
             replace(AutocastScope, "maybe_cast", on_autocast)
+            replace(SeedGenerator, "next", on_seed)
+            if keras.backend.backend() == "tensorflow":  # it converts what stands to the right of a comparison
+                tensor = type(backend.convert_to_tensor(0.0))
+                for name in ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"):
+                    holder = next(cls for cls in tensor.__mro__ if name in vars(cls))
+                    replace(holder, name, leaves(getattr(holder, name)))
             yield
         finally:
             for holder, name, original in reversed(undo):

@@ -33,13 +33,18 @@ LEAVES = {  # of Keras -> of PyTorch; a name that is not here is the same in bot
 }
 
 
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether numbers of this type are weights themselves: whole numbers and 8-bit floats have a scale elsewhere."""
+    return dtype.name in ("float16", "bfloat16", "float32", "float64")
+
+
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     """A first convolution's kernel (O,I,h,w) for images of another number of channels, of about the same response.
 
     One channel gets the sum of the kernels; several get them in turn, scaled by I / channels. As timm does it.
     """
     given = kernel.shape[1]
-    if channels == given:
+    if channels == given or not given:
         return kernel
     if channels == 1:
         return kernel.sum(1, keepdims=True, dtype="float32")
@@ -58,9 +63,14 @@ def resolved(table: Table, tensors: Mapping[str, np.ndarray]) -> tuple[Table, di
     prefixes = tuple(f"{name}." for name in table.get("", ()))
     bare = lambda name: name[len(next((p for p in prefixes if name.startswith(p)), "")) :]
     tensors = {bare(name): tensor for name, tensor in tensors.items()}
-    present = lambda target: any(map(_pattern(target, ".").match, tensors))
+    present = lambda target: any(map(layer_pattern(target).match, tensors))
     chosen = {row: next(filter(present, t), t[0]) for row, t in table.items() if isinstance(t, list)}
     return {**table, **chosen}, tensors
+
+
+def layer_pattern(name: str) -> re.Pattern[str]:
+    """Regular expression of the source's name of a layer and of everything in it."""
+    return _pattern(name, ".")
 
 
 def find(tensors: Mapping[str, np.ndarray], table: Table, layer: str, rank: int) -> str | None:
@@ -92,19 +102,25 @@ def assign(
         ValueError: every tensor that is missing, left over or of another shape is named.
     """
     table, tensors = resolved(table_of(model.names, format, model.name), tensors)
-    ignored = [re.compile(r"(.*\.)?num_batches_tracked"), *(_pattern(name, ".") for name in table.get(None, ()))]
+    ignored = [re.compile(r"(.*\.)?num_batches_tracked"), *map(layer_pattern, table.get(None, ()))]
     for name in skip:
         ignored += [
-            _pattern(target, ".")
+            layer_pattern(target)
             for row, target in table.items()
             if isinstance(target, str) and row and _under(row, name)
         ]
     values, missing, misshapen = [], [], []
+    wrong: dict[str, str] = {}
     unused = {name for name in tensors if not any(pattern.match(name) for pattern in ignored)}
 
     def take(name: str) -> np.ndarray:
         unused.discard(name)
-        return tensors[name]
+        tensor = tensors[name]
+        if not is_float(tensor.dtype):
+            wrong[name] = f"of {tensor.dtype}, which is no floating-point number"
+        elif not np.isfinite(_float32(tensor)).all():
+            wrong[name] = "NaN or infinite"
+        return tensor
 
     cast(Any, take).image_size = image_size
     for variable in model.weights:
@@ -128,16 +144,30 @@ def assign(
             missing += [name for name in sources if name not in tensors] or [e.args[0]]
             unused -= set(sources)
             continue
+        except (ValueError, IndexError, ZeroDivisionError):  # of numpy, on shapes that the layer cannot have
+            shapes = [tensors[name].shape for name in sources if name in tensors]
+            misshapen.append(f"{path} is {shape}, the file's {', '.join(map(str, shapes)) or 'of another form'}")
+            continue
         if value.shape != shape:
             misshapen.append(f"{path} is {shape}, the file's {value.shape}")
         values.append((variable, value))
 
-    faults = {"missing in the file": missing, "left over in the file": sorted(unused), "of another shape": misshapen}
+    faults = {
+        "missing in the file": missing,
+        "left over in the file": sorted(unused),
+        "of another shape": misshapen,
+        "impossible in the file": [f"{name} is {reason}" for name, reason in wrong.items()],
+    }
     if any(faults.values()):
         listed = "".join(f"\n  {kind} ({len(names)}): {', '.join(names)}" for kind, names in faults.items() if names)
         raise ValueError(f"{source} does not fit {model.name}, which was left as it is.{listed}")
     for variable, value in values:
-        set_value(variable, value.astype("float32"))
+        set_value(variable, _float32(value))
+
+
+def _float32(tensor: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # of float64: the infinite ones are named
+        return tensor.astype("float32")
 
 
 def _row(table: Table, path: str) -> tuple[str, dict[str, int], str]:

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from keras_vits.checkpoints.files import without_scheme
+from keras_vits.checkpoints.sources import Timm, Transformers, read
 from keras_vits.preprocess import Preprocessing
 
 SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "cc-by-nc-4.0": "CC-BY-NC-4.0"}  # the hub's spelling -> SPDX's
@@ -100,9 +102,13 @@ def imagenet_classes() -> tuple[str, ...]:
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The classes of a checkpoint that names none, from its `config.json`: ImageNet-1k's, or `None`."""
-    published = config.get("pretrained_cfg", {})
-    trained_on_imagenet = published.get("num_classes") == 1000 and "in1k" in (published.get("tag") or "")
+    published = _described(config).published
+    trained_on_imagenet = published.num_classes == 1000 and "in1k" in (published.tag or "")
     return imagenet_classes() if trained_on_imagenet else None
+
+
+def _described(config: Mapping[str, Any]) -> Timm | Transformers:
+    return read(config, pathlib.Path("config.json"))
 
 
 _named: set[str] = set()  # licences that this process has been told of
@@ -115,10 +121,10 @@ def name_license(source: Any, config: Mapping[str, Any]) -> None:
         source: where the weights came from.
         config: the `config.json` beside them, {} if there is none.
     """
-    published, licenses = config.get("pretrained_cfg", {}), {c.hub_id: c.license for c in table()}
-    original = f"timm/{config.get('architecture')}.{published.get('tag')}"
-    stated = published.get("license")
-    license = licenses.get(str(source)) or SPDX.get(stated, stated) or licenses.get(original)
+    described, licenses = _described(config), {c.hub_id: c.license for c in table()}
+    original = f"timm/{described.architecture}.{described.published.tag}"
+    stated = described.published.license
+    license = licenses.get(without_scheme(source)) or SPDX.get(stated or "", stated) or licenses.get(original)
     if license and license not in (*PERMISSIVE, *_named):
         _named.add(license)
         warnings.warn(

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 try:
     import typer
@@ -24,6 +24,7 @@ try:
 except ImportError as e:
     sys.exit(f'The keras-vits command needs {e.name}. From a checkout: pip install -e ".[cli]"')
 
+from keras_vits._util.terminal import quiet, visible
 from keras_vits.edge.targets._protocol import names
 from keras_vits.version import __version__
 
@@ -50,8 +51,37 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     epilog="Example: `keras-vits demo`, or `keras-vits train mobilevitv2_050 --data photos/`",
 )
-console = Console(highlight=False, markup=False, soft_wrap=True)  # a path stays one line and is printed as it is
 NAMES = ("Family", "Published weights", "Licence", "On, threads")  # columns of text
+WIDE = 1 << 16  # columns of what is no terminal: whoever reads a pipe wants whole names
+
+
+class _Console(Console):
+    """Prints results: a path stays one line, nothing in a name is sent to the terminal, and nothing wraps in a pipe."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if not self.file.isatty():
+            self.width = WIDE
+        super().print(*(visible(one) if isinstance(one, str) else one for one in objects), **options)
+
+
+class _Table(Table):
+    """A table whose cells are shown as `visible` has them; a list is one of several lines."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        lines = (cell if isinstance(cell, list) else [cell] for cell in cells)
+        super().add_row(*("\n".join(map(visible, cell)) for cell in lines), **options)
+
+
+def console_of(file: IO[str] | None = None) -> Console:
+    """What prints results to a file; by default to wherever stdout leads at that time."""
+    return _Console(file=file, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+console = console_of()
+
+
+class StoppedError(Exception):
+    """Ctrl-C came; the text says what is left."""
 
 
 class Backend(StrEnum):
@@ -89,31 +119,19 @@ def use_backend(backend: Backend | None) -> None:
     warnings.filterwarnings(
         "default", category=UserWarning, module=r"keras_vits\."
     )  # what could not be measured on a device
-    warnings.showwarning = lambda message, *_: say(message)
+    warnings.showwarning = lambda message, *_: say(one_line(message))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # there is one of ours
     if backend or "KERAS_BACKEND" not in os.environ:
         chosen = backend or next((b for b in ("jax", "tensorflow", "torch") if importlib.util.find_spec(b)), None)
         if chosen is None or not importlib.util.find_spec(chosen):
             raise ImportError(f'Keras needs a backend. From a checkout: pip install -e ".[{chosen or "jax"}]"')
         os.environ["KERAS_BACKEND"] = str(chosen)
     if os.environ["KERAS_BACKEND"] == "tensorflow" and "keras" not in sys.modules:
-        with _no_stderr():  # TensorFlow's start-up and its search for a GPU write there, whatever the log level
+        with quiet():  # TensorFlow's start-up and its search for a GPU write to stderr, whatever the log level
             import keras
 
             keras.ops.zeros(1)
-
-
-@contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Discards what native code writes to stderr."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 BackendOption = Annotated[
@@ -129,12 +147,17 @@ OutOption = Annotated[pathlib.Path, typer.Option("--out", "-o", help="Folder to 
 DataOption = Annotated[
     str, typer.Option("--data", "-d", help="A folder with one subfolder of images per class, or 'digits'.")
 ]
+HeldOutOption = Annotated[
+    str,
+    typer.Option("--data", "-d", help="The pictures that the model was trained on: a folder, or 'digits'."),
+]
 LimitOption = Annotated[
     int | None, typer.Option(help="Use at most this many training and this many held-out pictures.", show_default=False)
 ]
 SizeOption = Annotated[
     int | None, typer.Option(help="Side of the square that the model sees, in pixels.", show_default=False)
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace another file of the same name.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the last finished epoch in --out.")]
 SeedOption = Annotated[
     int, typer.Option(help="Seed of the initial weights, the order of the pictures and the augmentation.")
@@ -143,14 +166,14 @@ SeedOption = Annotated[
 
 def say(line: str) -> None:
     """Prints a line that is not the verb's result to stderr."""
-    print(line, file=sys.stderr)
+    print(visible(line), file=sys.stderr)
 
 
-def table(*heads: str) -> Table:
-    """A table; columns of names are on the left, those of numbers on the right."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def table(*heads: str) -> _Table:
+    """A table to add rows of text to; columns of names are on the left, those of numbers on the right."""
+    made = _Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, head in enumerate(heads):
-        made.add_column(head, justify="left" if not i or head in NAMES else "right", overflow="fold")
+        made.add_column(visible(head), justify="left" if not i or head in NAMES else "right", overflow="fold")
     return made
 
 
@@ -167,10 +190,9 @@ def one_line(message: object) -> str:
 
 def pictures_for(artifact: Artifact, source: str, limit: int | None = None) -> Any:
     """The data set `source`, read as the artifact's input must be."""
-    from keras_vits.preprocess import Preprocessing
     from keras_vits.training import data
 
-    return data.load(source, Preprocessing(**artifact.preprocessing), limit=limit)
+    return data.load(source, artifact.image.prepared, limit=limit)
 
 
 def inputs_for(artifact: Artifact, pictures: Any) -> Any:
@@ -185,17 +207,20 @@ def written(artifact: Artifact) -> None:
 
 @contextlib.contextmanager
 def keeping(folder: pathlib.Path) -> Iterator[None]:
-    """Ctrl-C in a training ends with one line that says what is kept."""
+    """Ctrl-C in a training ends with one line that says what is kept.
+
+    Raises:
+        StoppedError: it came.
+    """
     started = time.time()
     try:
         yield
     except KeyboardInterrupt:
         kept = sorted(p for p in folder.glob("*.checkpoint.keras") if p.stat().st_mtime >= started)
         if kept:
-            say(f"Stopped. The last finished epoch is kept in {kept[-1]}: the same command with --resume continues.")
-        else:
-            say("Stopped before the first epoch was finished: nothing is kept.")
-        raise typer.Exit(130) from None
+            message = f"The last finished epoch is kept in {kept[-1]}: the same command with --resume continues."
+            raise StoppedError(f"Stopped. {message}") from None
+        raise StoppedError("Stopped before the first epoch was finished: nothing is kept.") from None
 
 
 def _version(asked: bool) -> None:

@@ -3,13 +3,15 @@
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
+from keras_vits._util.terminal import counted
 from keras_vits.cli._app import (
     BackendOption,
     DataOption,
+    HeldOutOption,
     LimitOption,
     OutOption,
     ResumeOption,
@@ -23,20 +25,35 @@ from keras_vits.cli._app import (
     table,
 )
 
+HALF_PICTURES = 8  # of `verify --half`, by default
+HALF_LAYERS = 5  # that it names for each reason
+
 
 @app.command(epilog="Example: `keras-vits verify out/vit_static_int8.tflite --against out/vit.keras --data photos/`")
 def verify(
     files: Annotated[list[pathlib.Path], typer.Argument(help="Files that keras-vits export or quantize wrote.")],
     against: Annotated[str, typer.Option(help="The .keras file that they came from.")],
-    data: DataOption = "digits",
+    data: HeldOutOption,
     limit: LimitOption = None,
     device: Annotated[
         str, typer.Option(help="What runs them: host, or arm64 (an emulated processor; .tflite only).")
     ] = "host",
+    half: Annotated[
+        bool,
+        typer.Option(
+            "--half",
+            help="Run .tflite and .onnx files in half precision, as phones' GPUs do, and name the layers in which "
+            "numbers overflow, vanish or lose most. Some seconds for a picture: 8 of them, unless --limit says more.",
+        ),
+    ] = False,
     backend: BackendOption = None,
 ) -> None:
     """Compare files with the model they came from, on the held-out pictures."""
-    _show(_verified(files, against, data, limit, device))
+    options = {"device": device, "precision": "float16" if half else "float32"}
+    rows = _verified(files, against, data, limit or (HALF_PICTURES if half else None), **options)
+    _show(rows)
+    for row in rows:
+        _show_half(row)
 
 
 @app.command(epilog="Example: `keras-vits benchmark out/*.tflite --threads 4`")
@@ -101,7 +118,7 @@ def benchmark(
 def report(
     files: Annotated[list[pathlib.Path], typer.Argument(help="Files that keras-vits export or quantize wrote.")],
     against: Annotated[str, typer.Option(help="The .keras file that they came from.")],
-    data: DataOption = "digits",
+    data: HeldOutOption,
     out: Annotated[pathlib.Path, typer.Option("--out", "-o", help="The page to write.")] = pathlib.Path(
         "out/report.html"
     ),
@@ -143,7 +160,7 @@ def demo(
     Without options it trains two small models on 1,297 real handwritten digits, in some minutes on two cores.
     """
     from keras_vits.cli.demo_job import demo as run
-    from keras_vits.edge.evidence.report import recommend
+    from keras_vits.edge.evidence.report import recommend, withheld
     from keras_vits.edge.targets._protocol import target
 
     with keeping(out):
@@ -161,26 +178,29 @@ def demo(
     _show(found.rows)
     for format in dict.fromkeys(row.artifact.format for row in found.rows):
         if phone := target(format).traits.phone:
-            row, reason = cast(tuple[Any, str], recommend(found.rows, format))
-            console.print(f"{phone:8}{row.artifact.path}  ({reason})")
+            if answer := recommend(found.rows, format):
+                console.print(f"{phone:8}{answer[0].artifact.path}  ({answer[1]})")
+            else:
+                console.print(f"{phone:8}{withheld(found.rows, format)}")
     console.print(f"{'Report':8}{found.report.html}  (everything took {found.seconds:.0f} s)")
 
 
-def _verified(
-    files: list[pathlib.Path], against: str, source: str, limit: int | None, device: str = "host"
-) -> list[Any]:
+def _verified(files: list[pathlib.Path], against: str, source: str, limit: int | None, **options: Any) -> list[Any]:
     """A `Row` for each file, verified on the held-out pictures."""
     import keras_vits
     from keras_vits._util.progress import progress
     from keras_vits.edge import artifact
     from keras_vits.edge.evidence.report import Row
+    from keras_vits.edge.evidence.verify import same_classes
     from keras_vits.edge.evidence.verify import verify as check
 
     given = [artifact.load(file) for file in files]
     model = keras_vits.load(against)
     held_out = pictures_for(given[0], source, limit).validation
+    for one in given:
+        same_classes(one, model, held_out.class_names)
     return [
-        Row(one, check(one, model, inputs_for(one, held_out), held_out.labels, device=device))
+        Row(one, check(one, model, inputs_for(one, held_out), held_out.labels, **options))
         for one in progress(given, "Verifying")
     ]
 
@@ -195,26 +215,41 @@ def _show(rows: Sequence[Any]) -> None:
             f"{row.artifact.size_bytes / 1e6:.2f}",
             "" if check.top1 is None else f"{check.top1:.1%}",
             "" if check.top1_agreement is None else f"{check.top1_agreement:.1%}",
-            "exact" if math.isinf(check.sqnr_db) else f"{check.sqnr_db:.1f}",
+            "exact" if check.sqnr_db == math.inf else f"{check.sqnr_db:z.1f}",
             f"{speed.median_ms:.2f}" if speed else "",
         )
     console.print(shown, soft_wrap=False)
     for format in dict.fromkeys(row.artifact.format for row in rows):
         check = next(row.verification for row in rows if row.artifact.format == format)
-        simplified = "{} operations simplified to {}, ".format(*check.operations) if check.operations else ""
-        console.print(f"{format}: {simplified}on {check.images} pictures, {check.verified_by}")
+        simplified = "{} operations rewritten as {}, ".format(*check.operations) if check.operations else ""
+        console.print(f"{format}: {simplified}on {counted(check.images, 'picture')}, {check.verified_by}")
     for row in rows:
         for offence in row.verification.gpu_offenders or ():
             console.print(f"{row.artifact.path.name}: a phone's GPU refuses {offence}", style="yellow")
+
+
+def _show_half(row: Any) -> None:
+    """What a file loses in half precision, by its layers."""
+    found = row.verification.half
+    if found is None:
+        return
+    shown = table("Layer in half precision", "Largest", "Overflow", "Vanish", "Loses dB", "Costs dB")
+    db = lambda value: {math.inf: "exact", -math.inf: "lost"}.get(value) or f"{value:.1f}"
+    for step in dict.fromkeys([*found.overflows[:HALF_LAYERS], *found.worst(HALF_LAYERS)]):
+        shares = (f"{share:.1%}" if share else "" for share in (step.overflowing, step.vanishing))
+        decibels = "" if step.output_db is None else db(step.output_db)
+        shown.add_row(f"{step.layer} ({step.operation})", f"{step.largest:.3g}", *shares, db(step.own_db), decibels)
+    console.print(row.artifact.path.name)
+    console.print(shown, soft_wrap=False)
 
 
 def _speeds(found: Sequence[Any]) -> None:
     """Prints what was measured."""
     if not found:
         return
-    shown = table("File", "On, threads", "Median ms", "p90 ms", "p99 ms", "Load ms", "Memory MB", "Runs")
+    shown = table("File", "On, threads", "Median ms", "p10 ms", "p90 ms", "p99 ms", "Load ms", "Memory MB", "Runs")
     for speed in found:
-        times = (speed.median_ms, speed.p90_ms, speed.p99_ms, speed.load_ms)
+        times = (speed.median_ms, speed.p10_ms, speed.p90_ms, speed.p99_ms, speed.load_ms)
         memory = "" if speed.peak_memory_bytes is None else f"{speed.peak_memory_bytes / 1e6:.0f}"
         shown.add_row(
             speed.artifact_path.name,

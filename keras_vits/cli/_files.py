@@ -5,11 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
+from keras_vits._util.progress import working
+from keras_vits._util.terminal import counted
 from keras_vits.cli._app import (
     BackendOption,
     Format,
     Head,
     OutOption,
+    OverwriteOption,
     Platform,
     Precision,
     app,
@@ -50,6 +53,7 @@ def export(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the file, which is static.")] = 1,
+    overwrite: OverwriteOption = False,
     backend: BackendOption = None,
 ) -> None:
     """Write a model as a file for a phone."""
@@ -58,14 +62,16 @@ def export(
     net = _open(model, weights)
     for format in to or [Format("litert")]:
         writer = target(str(format))
-        options: dict[str, Any] = {"batch": batch}
+        options: dict[str, Any] = {"batch": batch, "overwrite": overwrite}
         if pixels:
             options[writer.traits.pixel_option] = True
         if head:
             options["head"] = str(head)
         if precision and writer.traits.precisions:
             options["precision"] = str(precision)
-        written(writer.export(net, out, **options))
+        with working(f"Writing {net.name} for {format}"):
+            made = writer.export(net, out, **options)
+        written(made)
 
 
 @app.command(
@@ -81,6 +87,7 @@ def quantize(
         str | None,
         typer.Option(help="Images for calibration: a folder, or 'digits'.", show_default=False),
     ] = None,
+    overwrite: OverwriteOption = False,
     backend: BackendOption = None,
 ) -> None:
     """Quantize a file: smaller, and faster by most recipes."""
@@ -92,7 +99,9 @@ def quantize(
     writer = target(given.format)
     if writer.quantize is None:
         raise ValueError(f"{file} is a {writer.suffix} file, which is not quantized: export it for a phone first.")
-    written(writer.quantize(given, recipe, images))
+    with working(f"Quantizing {file.name}"):
+        made = writer.quantize(given, recipe, images, overwrite=overwrite)
+    written(made)
 
 
 @app.command(epilog="Example: `keras-vits bundle out/vit_dynamic_int8.tflite --platform android --out app-model/`")
@@ -116,9 +125,12 @@ def bundle(
     from keras_vits.edge import artifact
     from keras_vits.edge.bundling.write import bundle
 
-    made = bundle(artifact.load(file), out, str(platform), images=pictures, license=license)
+    with working(f"Writing the bundle of {file.name}"):
+        made = bundle(artifact.load(file), out, str(platform), images=pictures, license=license)
     console.print(f"{made.source}")
-    console.print(f"{made.model}  {made.pictures} pictures for the self-test")
+    console.print(f"{made.model}  {counted(made.pictures, 'picture')} for the self-test")
+    if made.kept:
+        console.print(f"Kept as it was, for no bundle wrote it so: {', '.join(map(str, made.kept))}")
 
 
 def _open(name: str, weights: str | None = None) -> Any:

@@ -1,12 +1,12 @@
-"""Verbs of models: list, train, predict."""
+"""Verbs of models: list, train."""
 
 import json
 import pathlib
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from keras_vits._util.terminal import counted
 from keras_vits.cli._app import (
     BackendOption,
     DataOption,
@@ -47,11 +47,10 @@ def list_(
         for name in names:
             cls, hyperparameters = registry.lookup(name)
             side = size(cls.Config(**hyperparameters).image_size)
-            shown.add_row(name, cls.__name__, side, "\n".join(c.hub_id for c in checkpoints.published(name)))
+            shown.add_row(name, cls.__name__, side, [c.hub_id for c in checkpoints.published(name)])
     if not shown.rows:
         raise ValueError(f"No model fits {pattern!r}. See keras-vits list.")
-    screen = console if console.is_terminal else Console(highlight=False, width=200)  # `| grep` wants whole lines
-    screen.print(shown, soft_wrap=False)
+    console.print(shown, soft_wrap=False)
 
 
 @app.command(
@@ -87,6 +86,8 @@ def train(
 
     Pictures are turned, shifted and scaled a little in training. A fifth of every class is held out to
     measure the accuracy.
+
+    The last finished epoch is kept in a checkpoint for --resume until the .keras file is written.
     """
     import keras_vits
     from keras_vits.edge import keras_file
@@ -98,10 +99,10 @@ def train(
     overrides = _settings(settings) | ({"image_size": image_size} if image_size else {})
     net = keras_vits.create(model, weights=weights, num_classes=len(names), **overrides)
     read = pictures.load(data, net.preprocessing, limit=limit)
-    if read.skipped:
-        say(read.warning())
+    if warning := read.warning():
+        say(warning)
     checkpoint = fit.checkpoint_path(out, model)
-    console.print(f"Training {model} on {len(read.train)} pictures, {len(read.validation)} held out")
+    console.print(f"Training {model} on {counted(len(read.train), 'picture')}, {len(read.validation)} held out")
     with keeping(out):
         found = fit.fit(
             net,
@@ -116,24 +117,10 @@ def train(
             seed=seed,
             callbacks=[fit.Say(console.print, epochs)],
         )
-    console.print(
-        f"{keras_file.export(net, out).path}  {found.top1:.1%} top-1 on held-out pictures after {found.epochs} epochs"
-    )
-
-
-@app.command(epilog="Example: `keras-vits predict photo.jpg --model out/vit_dynamic_int8.tflite`")
-def predict(
-    images: Annotated[list[pathlib.Path], typer.Argument(help="Pictures.")],
-    model: Annotated[pathlib.Path, typer.Option(help="A .tflite, .mlpackage or .keras file.")],
-    top: Annotated[int, typer.Option(min=1, help="How many labels to print.")] = 5,
-    backend: BackendOption = None,
-) -> None:
-    """Classify pictures: the most likely labels, with probabilities."""
-    for path, found in zip(images, _predicted(model, images, top), strict=True):
-        shown = table(str(path), "Probability")
-        for one in found:
-            shown.add_row(one.label, f"{one.probability:.1%}")
-        console.print(shown, soft_wrap=False)
+    written = keras_file.export(net, out, overwrite=True)
+    checkpoint.unlink(missing_ok=True)  # the model is in the file now
+    epochs_done = counted(found.epochs, "epoch")
+    console.print(f"{written.path}  {found.top1:.1%} top-1 on held-out pictures after {epochs_done}")
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:
@@ -158,25 +145,3 @@ def _published(checkpoint: Any) -> tuple[str, str, str, str]:
         name += f" (for {checkpoint.variant})"
     top1 = "" if checkpoint.top1 is None else f"{checkpoint.top1:.1f}"
     return name, top1, size(checkpoint.preprocessing.image_size), checkpoint.license or ""
-
-
-def _predicted(file: pathlib.Path, pictures: list[pathlib.Path], top: int) -> list[Any]:
-    """A list of `Prediction` for each picture, by a model's file of any format."""
-    import keras_vits
-    from keras_vits.edge import artifact
-    from keras_vits.edge.targets._protocol import target
-    from keras_vits.prediction import best
-    from keras_vits.preprocess import Preprocessing
-
-    if file.suffix == ".keras":
-        return keras_vits.predict(keras_vits.load(file), pictures, top)
-    given = artifact.load(file)
-    spec = given.classification
-    if spec is None or spec.kind == "top_scores":
-        kinds = ", ".join(output.kind for output in given.outputs)
-        raise ValueError(f"{file} gives {kinds}: predict takes a file that was exported with logits or probabilities.")
-    preprocessing, runner = Preprocessing(**given.preprocessing), target(given.format).load(given)
-    read = preprocessing.pixels if given.image.takes_pixels else preprocessing
-    answers: Any = (runner.predict(read(picture)[None]) for picture in pictures)
-    answers = (answer[spec.name] if isinstance(answer, dict) else answer for answer in answers)
-    return [best(answer[0], spec, top) for answer in answers]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_vits._util.progress import progress
+from keras_vits._util.terminal import counted
 from keras_vits.edge import coreml, keras_file, litert
 from keras_vits.edge.evidence.benchmark import benchmark
 from keras_vits.edge.evidence.report import Report, Row, report
@@ -127,11 +128,11 @@ def demo(
         fit.set_seed(seed)
         net = _create(job, len(names), size)
         pictures = data.load(source, net.preprocessing, limit=limit)
-        if pictures.skipped and not fits:
-            say(pictures.warning())
+        if (warning := pictures.warning()) and not fits:
+            say(warning)
         checkpoint = fit.checkpoint_path(out, net.name)
         total = epochs or job.epochs
-        say(f"Training {net.name} on {len(pictures.train)} pictures, {len(pictures.validation)} held out")
+        say(f"Training {net.name} on {counted(len(pictures.train), 'picture')}, {len(pictures.validation)} held out")
         fits[net.name] = fit.fit(
             net,
             pictures.train,
@@ -174,14 +175,15 @@ def _ship(model: Any, pictures: data.Data, out: pathlib.Path) -> list[Row]:
     expected = model.predict(images, batch_size=64, verbose=0)
     calibration = pictures.train.take(CALIBRATION).images()
 
-    float32 = litert.export(model, out)
-    float16 = coreml.export(model, out, precision="float16")
+    own: Any = {"overwrite": True}  # of a demo before
+    float32 = litert.export(model, out, **own)
+    float16 = coreml.export(model, out, precision="float16", **own)
     artifacts = [
-        keras_file.export(model, out),
+        keras_file.export(model, out, **own),
         float32,
-        *(litert.quantize(float32, recipe, calibration) for recipe in demonstrated("litert")),
+        *(litert.quantize(float32, recipe, calibration, **own) for recipe in demonstrated("litert")),
         float16,
-        *(coreml.quantize(float16, recipe) for recipe in demonstrated("coreml")),
+        *(coreml.quantize(float16, recipe, **own) for recipe in demonstrated("coreml")),
     ]
     rows = []
     for artifact in progress(artifacts, f"Verifying {model.name}"):

@@ -63,19 +63,31 @@ def wide(x: Any) -> Any:
     return ops.cast(x, backend.result_type(backend.standardize_dtype(x.dtype), "float32"))
 
 
+LEAST_FEATURE = 1e-3  # queries and keys are divided by no less: half precision holds 1e-5 / LEAST_FEATURE / N
+LEAST_DIVISOR = 2**-24  # the smallest number of half precision
+
+
 def kernel_attention(q: Any, k: Any, v: Any, epsilon: float) -> Any:
     """q (k'v) / (q (k'1) + epsilon) of features q, k >= 0 (B,heads,N,features) and v (B,heads,N,d).
 
-    Equation 5 of Katharopoulos et al., arXiv 2006.16236. Keys are divided by sqrt(N), which cancels: where a phone
-    computes in float16, sums over N overflow less easily. The values are what is transposed: they have fewer channels
-    than the keys may have features.
+    Equation 5 of Katharopoulos et al., arXiv 2006.16236. A phone computes in half precision, in which these sums over N
+    tokens overflow at 65504. So each query is divided by its largest feature, keys by their head's largest and by N,
+    and epsilon by all three, which cancels. A divisor below 6e-8 of the largest possible one counts as 6e-8. The values
+    are what is transposed: they have fewer channels than the keys may have features.
     """
-    scale = k.shape[2] ** -0.5
-    k = k * scale
+    tokens = k.shape[2]
+    q_most, k_most = (
+        ops.maximum(ops.stop_gradient(ops.max(x, axis=axes, keepdims=True)), LEAST_FEATURE)
+        for x, axes in ((q, -1), (k, (2, 3)))
+    )
+    q, k = q / q_most, k / k_most * (1 / tokens)
     context = ops.matmul(ops.transpose(v, (0, 1, 3, 2)), k)  # (B,heads,d,features)
     total = ops.sum(k, axis=2, keepdims=True)  # (B,heads,1,features)
     context, total = (ops.transpose(x, (0, 1, 3, 2)) for x in (context, total))
-    return ops.matmul(q, context) / (ops.matmul(q, total) + epsilon * scale)
+    divisor = ops.matmul(q, total)
+    if epsilon:
+        divisor = divisor + epsilon / (tokens * LEAST_FEATURE) * (LEAST_FEATURE / q_most) / k_most
+    return ops.matmul(q, context) / ops.maximum(divisor, LEAST_DIVISOR)
 
 
 class KernelAttention(LinearAttention):
@@ -100,11 +112,17 @@ class ReLULinearAttention(LinearAttention):
 
 
 class FavorAttention(LinearAttention):
-    """(B,N,D) -> (B,N,D): out(f(q) (f(k)'v) / (f(q) (f(k)'1))), an unbiased estimate of softmax attention's kernel.
+    """(B,N,D) -> (B,N,D): out(f(q) (f(k)'v) / (f(q) (f(k)'1))), an estimate of softmax attention.
 
-    f(x) = exp(w x / d^(1/4) - |x|^2 / (2 sqrt(d))) + 1e-6 has random rows w, orthogonal in groups of d. They are drawn
-    once, never trained, and saved with the model. What is subtracted in the exponent so that it is never positive
-    cancels in the quotient. Performer (Choromanski et al., arXiv 2009.14794), lemma 1, equation 5 and section 2.4.
+    f(x) = exp(e(x) - c) + 1e-6 with e(x) = w x / d^(1/4) - |x|^2 / (2 sqrt(d)), whose random rows w are orthogonal in
+    groups of d. They are drawn once, never trained, and saved with the model. c, the largest e of a query's m rows, or
+    of all rows of a head's keys, keeps the exponential at 1 or less. Without 1e-6, exp(-c) would cancel in the
+    quotient, and the numbers exp(e) are the unbiased estimate of softmax attention's kernel (Performer, Choromanski et
+    al., arXiv 2009.14794, lemma 1, equation 5 and section 2.4). With it, as in the authors' code, what is computed is
+    exp(e) + 1e-6 exp(c): a constant is added to the features, which matters more the farther a row lies below the
+    largest. Of 64 tokens with d = 16 and m = 64, normally distributed numbers q, k and v give a result that differs by
+    1e-4 of its size from the plain estimator's, and q and k four times as large one that differs by 6 to 60 %,
+    depending on the rows that were drawn.
 
     Args:
         heads: number of heads; must divide D.

@@ -1,8 +1,12 @@
-"""VisionModel: a family's Config becomes a functional Keras model that saves, loads and fine-tunes."""
+"""VisionModel: a family's Config becomes a functional Keras model that saves, loads and fine-tunes.
+
+One file, since it is one class.
+"""
 
 import contextlib
 import dataclasses
 import fnmatch
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +21,18 @@ from keras_vits._util.keras_private import (
     initialize,
     run_operations,
     set_value,
+    values_at_the_end,
     values_later,
+    without_tensorflow,
 )
+from keras_vits._util.limits import MAX_PARAMETERS, whole
+from keras_vits._util.quantized import refuse_quantized
 from keras_vits._util.resampling import resample_positions
 from keras_vits.heads import Classifier, Head, PooledFeatures
 from keras_vits.layers import _names as layer_names
+from keras_vits.models._config import checked
 from keras_vits.preprocess import Preprocessing
-from keras_vits.specs import InputSpec, OutputSpec
+from keras_vits.specs import InputSpec, OutputSpec, checked_names
 
 STATE = {"moving_mean", "moving_variance", "seed_generator_state"}  # variables that a layer changes when it is called
 
@@ -90,6 +99,10 @@ class VisionModel(keras.Model):
         return Classifier(cfg.num_classes) if cfg.num_classes else PooledFeatures()
 
     @staticmethod
+    def check(cfg: Any) -> None:
+        """`ValueError` for values that do not fit each other. What a field alone may be, `_config.checked` says."""
+
+    @staticmethod
     def size_multiple(cfg: Any) -> int:
         """What the image's height and width must be multiples of, in pixels."""
         return 1
@@ -117,7 +130,11 @@ class VisionModel(keras.Model):
             self._become_clone(outputs._vision_model, inputs, outputs, name)
             return
         cfg = self._checked(hyperparameters)
-        with _policy(dtype):
+        if keras.config.image_data_format() != "channels_last":
+            raise ValueError(
+                "Models of keras_vits take images (B,H,W,C): call keras.config.set_image_data_format('channels_last')."
+            )
+        with values_at_the_end(functools.partial(_check_count, name or type(self).__name__)), _policy(dtype):
             image = keras.Input((*cfg.image_size, cfg.in_channels), name=layer_names.IMAGE)
             outputs = self.head(cfg)(self.backbone(cfg, image))
             policy = keras.config.dtype_policy()
@@ -163,8 +180,8 @@ class VisionModel(keras.Model):
         return list(self._class_names) if self._class_names else None
 
     @class_names.setter
-    def class_names(self, names: Sequence[str] | None) -> None:
-        names = tuple(str(n) for n in names) if names else ()
+    def class_names(self, names: Sequence[str] | Mapping[int, str] | None) -> None:
+        names = checked_names(names)
         if names and len(names) != self.cfg.num_classes:
             raise ValueError(f"class_names has {len(names)} names but the model has {self.cfg.num_classes} classes.")
         self._class_names = names
@@ -184,31 +201,9 @@ class VisionModel(keras.Model):
     @classmethod
     def _checked(cls, hyperparameters: dict[str, Any]) -> Any:
         """A Config with `image_size` as (height, width); `ValueError` for what cannot be built."""
-        fields = {f.name for f in dataclasses.fields(cls.Config)}
-        if unknown := sorted(set(hyperparameters) - fields):
-            raise ValueError(
-                f"{cls.__name__} has no hyper-parameter {', '.join(unknown)}. It has: {', '.join(sorted(fields))}."
-            )
-        try:
-            cfg = cls.Config(**hyperparameters)
-        except TypeError as e:
-            raise ValueError(
-                f"{cls.__name__}: {e}. Use keras_vits.create(name) to start from a published variant."
-            ) from None
-        size = (cfg.image_size, cfg.image_size) if isinstance(cfg.image_size, int) else tuple(cfg.image_size)
-        if len(size) != 2 or any(not isinstance(s, int) or s < 1 for s in size):
-            raise ValueError(
-                f"image_size must be pixels or (height, width), both positive; received {cfg.image_size!r}."
-            )
-        tuples = {k: tuple(v) for k, v in vars(cfg).items() if isinstance(v, list)}  # JSON has no tuples
-        cfg = dataclasses.replace(cfg, **{**tuples, "image_size": size})
-        if not isinstance(cfg.in_channels, int) or cfg.in_channels < 1:
-            raise ValueError(f"in_channels must be a positive integer; received {cfg.in_channels!r}.")
-        if not isinstance(cfg.num_classes, int) or cfg.num_classes < 0:
-            raise ValueError(f"num_classes must be 0 (no head) or a positive integer; received {cfg.num_classes!r}.")
-        if not 0 <= cfg.drop_path < 1:
-            raise ValueError(f"drop_path is a probability in [0, 1); received {cfg.drop_path!r}.")
-        multiple = cls.size_multiple(cfg)
+        cfg = checked(cls.__name__, cls.Config, hyperparameters)
+        cls.check(cfg)
+        multiple, size = cls.size_multiple(cfg), cfg.image_size
         if any(s % multiple for s in size):
             near = " x ".join(str(max(multiple, round(s / multiple) * multiple)) for s in size)
             raise ValueError(
@@ -303,8 +298,10 @@ class VisionModel(keras.Model):
             A `keras.Model` from images (B,H,W,C) to a list of the chosen layers' outputs.
 
         Raises:
-            ValueError: no such block or layer, or a layer after the pooling that has no map.
+            ValueError: no such block or layer, a layer after the pooling that has no map, or a model that Keras has
+                quantized.
         """
+        refuse_quantized(self)
         outputs = []
         for name in map(self._name, self._blocks if which is None else which):
             x = self.get_layer(name).output
@@ -357,7 +354,7 @@ class VisionModel(keras.Model):
             A `VisionModel` from images (B,H,W,C) to logits (B,K).
 
         Raises:
-            ValueError: a negative number of classes.
+            ValueError: a negative number of classes, or a model that Keras has quantized.
         """
         frozen = [name for name in self._frozen if not layer_names.in_head(name)]
         return self._rebuilt(
@@ -374,8 +371,8 @@ class VisionModel(keras.Model):
             A `VisionModel` from images of that size. It is not compiled; adapters are merged.
 
         Raises:
-            ValueError: a size that the model cannot take, or weights that hold for one size only, as those of dense
-                layers across tokens do.
+            ValueError: a size that the model cannot take, weights that hold for one size only, as those of dense
+                layers across tokens do, or a model that Keras has quantized.
         """
         return self._rebuilt(lambda path: True, image_size=image_size)
 
@@ -431,8 +428,7 @@ class VisionModel(keras.Model):
             ValueError: an impossible rank, no such layer, or adapters that are there already.
         """
         self._refuse_lora("enable_lora")
-        if not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank must be a positive integer; received {rank!r}.")
+        rank = whole("rank", rank)
         dense = {
             layer.kernel.path.removesuffix("/kernel"): layer
             for block in self._blocks
@@ -456,6 +452,9 @@ class VisionModel(keras.Model):
 
         Returns:
             A `VisionModel` that computes the same and trains as a whole. It is not compiled.
+
+        Raises:
+            ValueError: a model that Keras has quantized.
         """
         return self._rebuilt(lambda path: True)
 
@@ -485,6 +484,7 @@ class VisionModel(keras.Model):
 
     def _rebuilt(self, keep: Callable[[str], bool], **changes: Any) -> Self:
         """A model with a changed configuration and, where `keep` says so of their path, this one's merged weights."""
+        refuse_quantized(self)
         values = {v.path: v for v in self.weights}
         for layer in self._lora:
             kernel = next(v for v in layer.weights if v.name == "kernel")
@@ -521,13 +521,16 @@ class VisionModel(keras.Model):
         """
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(f"Models of keras_vits are saved as .keras files; received {filepath}.")
-        super().save(filepath, *args, **kwargs)
+        with without_tensorflow():
+            super().save(filepath, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
+        with without_tensorflow():
+            dtype = keras.dtype_policies.serialize(self.dtype_policy)
         return {
             **dataclasses.asdict(self.cfg),
             "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "dtype": dtype,
             "trainable": self.trainable,
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "class_names": self.class_names,
@@ -567,6 +570,15 @@ def _rematerialized(layer: Any) -> Callable[..., Any]:
         return outputs
 
     return call
+
+
+def _check_count(name: str, variables: Sequence[Any]) -> None:
+    """Refuses a model of absurd size before memory is asked for."""
+    if (count := sum(math.prod(v.shape) for v in variables)) > MAX_PARAMETERS:
+        raise ValueError(
+            f"{name} would have {count:,} parameters, and the limit is {MAX_PARAMETERS:,}: give smaller "
+            "hyper-parameters."
+        )
 
 
 def _alike(layer: Any, other: Any) -> bool:

@@ -8,6 +8,7 @@ from keras import layers
 
 from keras_vits.layers import ConvNorm, InvertedResidual, drop_path_rates
 from keras_vits.layers import _names as names
+from keras_vits.models._config import same_length
 
 
 def mlp_blocks(
@@ -58,6 +59,17 @@ def mobile_stages(cfg: Any, image: keras.KerasTensor, block: type[keras.Layer], 
             name = names.stage_block(s, depth)
             x = block(token_width, token_depth, *sizes, hidden, cfg.patch_size, next(rates), name=name)(x)
     return x
+
+
+def check_mobile(cfg: Any) -> None:
+    """Raises a ValueError for a Config that `mobile_stages` cannot build."""
+    same_length(cfg, {"widths": len(cfg.widths), "depths": len(cfg.widths)})
+    same_length(cfg, {"token_widths": len(cfg.token_widths), "token_depths": len(cfg.token_widths)})
+    if not 0 < len(cfg.token_widths) <= len(cfg.widths) or not all(cfg.depths):
+        raise ValueError(
+            "Each stage has one inverted residual or more, and the last ones a block with tokens; received depths="
+            f"{cfg.depths} and token_widths={cfg.token_widths} of {len(cfg.widths)} stages."
+        )
 
 
 def total_stride(widths: Sequence[int], patch_size: int) -> int:

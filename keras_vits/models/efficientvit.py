@@ -20,6 +20,7 @@ from keras_vits.layers import _names as layer_names
 from keras_vits.layers.linear_attention import kernel_attention, wide
 from keras_vits.layers.mlp import activation_function
 from keras_vits.models._base import VisionModel
+from keras_vits.models._config import one_of, same_length
 from keras_vits.models._registry import register
 
 LOCAL = {  # kind of a convolution block -> names and kernel sizes of its convolutions; the last has no activation
@@ -250,6 +251,17 @@ class EfficientViT(VisionModel):
             "head": "head.classifier.4",
         }
     }
+
+    @staticmethod
+    def check(cfg):
+        stages = len(cfg.kinds)
+        lengths = {"kinds": stages, "widths": stages + 1, "depths": stages + 1}
+        same_length(cfg, {**lengths, "first_expansions": stages, "expansions": stages})
+        one_of(cfg, "stem_kind", LOCAL)
+        one_of(cfg, "kinds", (*LOCAL, "attention"))
+        for width, kind in zip(cfg.widths[1:], cfg.kinds, strict=True):
+            if kind == "attention" and width % cfg.head_width:
+                raise ValueError(f"head_width must divide the width; received {cfg.head_width}, width {width}.")
 
     @staticmethod
     def size_multiple(cfg):

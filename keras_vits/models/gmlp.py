@@ -113,6 +113,11 @@ class GMLP(VisionModel):
     }
 
     @staticmethod
+    def check(cfg):
+        if cfg.mlp_hidden % 2:
+            raise ValueError(f"mlp_hidden must be even, as one half gates the other; received {cfg.mlp_hidden}.")
+
+    @staticmethod
     def size_multiple(cfg):
         return cfg.patch_size
 

@@ -18,8 +18,9 @@ from keras import layers, ops
 from keras_vits.layers import ConvNorm, SameShape, TransformerBlock, fold, unfold
 from keras_vits.layers import _names as layer_names
 from keras_vits.models._base import VisionModel
+from keras_vits.models._config import divides
 from keras_vits.models._registry import register
-from keras_vits.models._stages import mobile_stages, total_stride
+from keras_vits.models._stages import check_mobile, mobile_stages, total_stride
 
 EPSILON = 1e-5  # of every LayerNorm
 
@@ -160,6 +161,11 @@ class MobileViT(VisionModel):
             "stage_{s}_block_{i}/layer_{j}/mlp/fc2": "encoder.layer.{s}.transformer.layer.{j}.output.dense",
         },
     }
+
+    @staticmethod
+    def check(cfg):
+        check_mobile(cfg)
+        divides(cfg, "heads", "token_widths")
 
     @staticmethod
     def size_multiple(cfg):

@@ -18,7 +18,7 @@ from keras_vits.layers import ConvNorm, DropPath, GroupNorm, Mlp, SameShape, Sep
 from keras_vits.layers import _names as layer_names
 from keras_vits.models._base import VisionModel
 from keras_vits.models._registry import register
-from keras_vits.models._stages import mobile_stages, total_stride
+from keras_vits.models._stages import check_mobile, mobile_stages, total_stride
 from keras_vits.models.mobilevit import TRANSFORMERS
 
 
@@ -145,6 +145,10 @@ class MobileViTV2(VisionModel):
             "stage_{s}_block_{i}/layer_{j}/mlp/fc2": "encoder.layer.{s}.transformer.layer.{j}.ffn.conv2.convolution",
         },
     }
+
+    @staticmethod
+    def check(cfg):
+        check_mobile(cfg)
 
     @staticmethod
     def size_multiple(cfg):

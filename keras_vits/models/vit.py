@@ -21,9 +21,10 @@ from keras import initializers, layers, ops
 
 from keras_vits._util.resampling import resample_positions
 from keras_vits.heads import Classifier, PooledFeatures
-from keras_vits.layers import PositionEmbedding, TransformerBlock, drop_path_rates
+from keras_vits.layers import ATTENTIONS, PositionEmbedding, TransformerBlock, drop_path_rates
 from keras_vits.layers import _names as layer_names
 from keras_vits.models._base import VisionModel
+from keras_vits.models._config import divides, one_of
 from keras_vits.models._registry import register
 
 
@@ -52,7 +53,7 @@ class ViTConfig:
     gated: bool = False  # with activation "silu": SwiGLU
     epsilon: float = 1e-6  # of every LayerNorm
     attention: str = "softmax"  # or a linear one, a key of keras_vits.layers.linear_attention.ATTENTIONS
-    pool: str = "token"  # the class token, or the "mean" of the image's tokens
+    pool: str = "token"  # the class token, the "mean" of the image's tokens, or both: "token_and_mean", (B,2D)
     norm: str = "tokens"  # where the last LayerNorm is: before ("tokens") or after the pooling ("pooled"), or "none"
 
 
@@ -93,7 +94,8 @@ class Pool(layers.Layer):
     """(B,N,D) -> (B,D): the first token, or the mean of all but the first ones. ViT, equation 4.
 
     Args:
-        kind: `"token"`, `"mean"`, or `"two tokens"`: (B,N,D) -> (B,2,D), the class and the distillation token.
+        kind: `"token"`, `"mean"`, `"two tokens"`: (B,N,D) -> (B,2,D), the class and the distillation token, or
+            `"token_and_mean"`: (B,N,D) -> (B,2D), one after the other, as DINOv2's linear classifiers read them.
         prefix: number of tokens before those of the image.
     """
 
@@ -102,9 +104,13 @@ class Pool(layers.Layer):
         self.kind, self.prefix = kind, prefix
 
     def compute_output_shape(self, shape):
-        return (shape[0], 2, shape[2]) if self.kind == "two tokens" else (shape[0], shape[2])
+        if self.kind == "two tokens":
+            return (shape[0], 2, shape[2])
+        return (shape[0], shape[2] * (2 if self.kind == "token_and_mean" else 1))
 
     def call(self, x):
+        if self.kind == "token_and_mean":
+            return ops.concatenate([x[:, 0], ops.mean(x[:, self.prefix :], axis=1)], axis=-1)
         if self.kind == "mean":
             return ops.mean(x[:, self.prefix :], axis=1)
         return x[:, 0] if self.kind == "token" else x[:, :2]
@@ -132,7 +138,6 @@ class DistilledHead(layers.Layer):
 
 def encode(cfg, x):
     """From the map of patches (B,h,w,D) to the features (B,D), or (B,2,D) if distilled, for ViT and its hybrids."""
-    check(cfg)
     prefix = cfg.class_token + cfg.distill_token + cfg.registers
     grid = x.shape[1:3]
     x = layers.Reshape((-1, cfg.width), name=layer_names.TOKENS)(x)
@@ -171,6 +176,18 @@ def encode(cfg, x):
 class ViTHead(VisionModel):
     """What ViT and its hybrids have behind the features: two heads of a distilled model, (B,2,D), otherwise one."""
 
+    @staticmethod
+    def check(cfg):
+        one_of(cfg, "position", ("learned", "sincos2d", "sincos1d", "none"))
+        one_of(cfg, "pool", ("token", "mean", "token_and_mean"))
+        one_of(cfg, "norm", ("tokens", "pooled", "none"))
+        one_of(cfg, "attention", ("softmax", *ATTENTIONS))
+        divides(cfg, "heads", "width")
+        if cfg.pool != "mean" and not cfg.class_token:
+            raise ValueError(f"pool={cfg.pool!r} takes the class token, but class_token is False: give pool='mean'.")
+        if cfg.distill_token and cfg.pool != "token":
+            raise ValueError(f"distill_token needs pool='token', what its two heads read; received {cfg.pool!r}.")
+
     @classmethod
     def head(cls, cfg):
         if not cfg.distill_token:
@@ -178,21 +195,6 @@ class ViTHead(VisionModel):
         if cfg.num_classes:
             return Classifier(cfg.num_classes, DistilledHead)
         return PooledFeatures(functools.partial(layers.GlobalAveragePooling1D, name="mean"))
-
-
-def check(cfg):
-    """`ValueError` for what cannot be built."""
-    for name, known in (
-        ("position", ("learned", "sincos2d", "sincos1d", "none")),
-        ("pool", ("token", "mean")),
-        ("norm", ("tokens", "pooled", "none")),
-    ):
-        if getattr(cfg, name) not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; received {getattr(cfg, name)!r}.")
-    if cfg.pool == "token" and not cfg.class_token:
-        raise ValueError("pool='token' takes the class token, but class_token is False: give pool='mean'.")
-    if cfg.distill_token and cfg.pool != "token":
-        raise ValueError(f"distill_token needs pool='token', what its two heads read; received {cfg.pool!r}.")
 
 
 def positions_of_prefix(cfg):
@@ -289,7 +291,7 @@ def _transformers_tokens(take, model):
 
 
 # ViT, DINO, MAE's encoder, DeiT and DINOv2. Where DeiT has one head for two tokens, the second is a register here. The
-# "pooler" of a model without a head is left out; DINOv2's head, which reads the tokens' mean, too, has no place here.
+# "pooler" of a model without a head is left out. DINOv2's head reads the tokens' mean, too: pool="token_and_mean".
 TRANSFORMERS = {
     "stem": "embeddings.patch_embeddings.projection",
     "prefix/class_token": lambda take, model: _transformers_tokens(take, model)[0],

@@ -18,6 +18,7 @@ from keras import activations, layers, ops
 
 from keras_vits.layers import ConvNorm, GroupNorm
 from keras_vits.layers import _names as layer_names
+from keras_vits.models._config import one_of
 from keras_vits.models._registry import register
 from keras_vits.models.vit import BASE, LARGE, NAMES, SMALL, TINY, ViTConfig, ViTHead, encode
 
@@ -151,13 +152,16 @@ class HybridViT(ViTHead):
     Config = HybridViTConfig
 
     @staticmethod
+    def check(cfg):
+        ViTHead.check(cfg)
+        one_of(cfg, "backbone", UNITS)
+
+    @staticmethod
     def size_multiple(cfg):
         return 4 * 2 ** max(len(cfg.stages) - 1, 0) * cfg.patch_size  # every stage but the first halves the size
 
     @staticmethod
     def backbone(cfg, image):
-        if cfg.backbone not in UNITS:
-            raise ValueError(f"backbone must be one of {', '.join(UNITS)}; received {cfg.backbone!r}.")
         x = Stem(cfg.backbone, name=layer_names.STEM)(image)
         for s, depth in enumerate(cfg.stages):
             for i in range(depth):

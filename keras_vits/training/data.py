@@ -5,22 +5,24 @@ pixels with Pillow: 0.1 ms for a picture of 64 x 64, where Keras' layers take 0.
 5 ms on PyTorch (a CPU, batches of 64).
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import keras
 import numpy as np
 
+from keras_vits._util.limits import number, whole
+from keras_vits._util.pictures import listing
 from keras_vits.preprocess import Preprocessing
+from keras_vits.training._folders import read_folders
 
-EXTENSIONS = frozenset(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm".split())
-SPLITS = (("train", "val"), ("train", "validation"), ("train", "test"))  # subfolders that are a split already
 NAMED = 5  # skipped files that a warning names
 IN_MEMORY_BYTES = 1 << 29  # pictures that take more are read from their files again in every epoch
 
@@ -41,8 +43,32 @@ class Pictures:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
 
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(self.sources):
+            raise ValueError(
+                f"labels are a class number (N,) for each of the {len(self.sources)} pictures; received "
+                f"{labels.dtype} of shape {labels.shape}."
+            )
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            raise ValueError(
+                f"labels are class numbers from 0 to {len(self.class_names) - 1}, by class_names; received numbers "
+                f"from {labels.min()} to {labels.max()}."
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """Hash of the pictures, in their order: of their pixels, or of the names and sizes of files that stay there."""
+        digest = hashlib.sha256()
+        if isinstance(self.sources, np.ndarray):
+            digest.update(f"{self.sources.dtype} {self.sources.shape}".encode())
+            digest.update(np.ascontiguousarray(self.sources).data)
+        else:
+            for file in self.sources:
+                digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\n".encode())
+        return digest.hexdigest()
 
     def pixels(self, which: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Pixels (n,H,W,C) uint8, RGB or grey, of the pictures at these indices (array or slice); all by default."""
@@ -73,19 +99,29 @@ class Data:
         train: the `Pictures` to fit on.
         validation: the held-out `Pictures`.
         skipped: paths of the files that are no readable image.
+        ignored: kind of file -> how many of it are no pictures, such as `".txt"` or `"hidden"`.
+        test: pictures that a folder of its own keeps for a test, which neither trains nor is held out.
     """
 
     name: str
     train: Pictures
     validation: Pictures
     skipped: tuple[pathlib.Path, ...] = ()
+    ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    test: int = 0
 
     def warning(self) -> str:
-        """One line that counts and names what was skipped, or ""."""
-        if not self.skipped:
-            return ""
-        names = ", ".join(map(str, self.skipped[:NAMED])) + (" ..." if len(self.skipped) > NAMED else "")
-        return f"Skipped {len(self.skipped)} unreadable image{'s' * (len(self.skipped) > 1)}: {names}"
+        """One line that counts and names what was skipped, ignored and kept away, or ""."""
+        said = []
+        if self.skipped:
+            names = ", ".join(map(str, self.skipped[:NAMED])) + (" ..." if len(self.skipped) > NAMED else "")
+            said.append(f"Skipped {_count(len(self.skipped), 'unreadable image')}: {names}")
+        if self.ignored:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.ignored.items())
+            said.append(f"Ignored {_count(sum(self.ignored.values()), 'file')} that are no pictures: {kinds}")
+        if self.test:
+            said.append(f"Kept {_count(self.test, 'picture')} for a test away from the training")
+        return ". ".join(said)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +139,11 @@ class Augmentation:
     rotation: float = 15.0
     zoom: float = 0.15
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        number("shift", self.shift, 0, 1, "a fraction in [0, 1)")
+        number("rotation", self.rotation, 0, 360, "an angle in [0, 360) degrees")
+        number("zoom", self.zoom, 0, 1, "a fraction in [0, 1)")
 
     def __call__(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Changes pixels (n,H,W,C) uint8, with the numpy generator `random`."""
@@ -153,7 +194,8 @@ class Batches(keras.utils.PyDataset):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.pictures, self.batch_size, self.augmentation = pictures, batch_size, augmentation
+        self.pictures, self.batch_size = pictures, whole("batch_size", batch_size)
+        self.augmentation = augmentation
         self.shuffle, self.seed, self.epoch = shuffle, seed, epoch
 
     def __len__(self) -> int:
@@ -176,7 +218,7 @@ class Batches(keras.utils.PyDataset):
 
 def class_names(source: str | os.PathLike[str]) -> tuple[str, ...]:
     """The names of the classes of `"digits"` or of a folder, in the order of their numbers; errors as in `folder`."""
-    return tuple("0123456789") if source == "digits" else tuple(_classes(pathlib.Path(source))[0])
+    return tuple("0123456789") if source == "digits" else read_folders(pathlib.Path(source)).class_names
 
 
 def load(
@@ -196,11 +238,11 @@ def load(
     Raises:
         ValueError: see `digits` and `folder`.
     """
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit must be a positive number of pictures; received {limit!r}.")
     data = digits(preprocessing) if source == "digits" else folder(source, preprocessing, validation=validation)
     if limit is None:
         return data
-    if limit < 1:
-        raise ValueError(f"limit must be a positive number of pictures; received {limit}.")
     return dataclasses.replace(data, train=data.train.take(limit), validation=data.validation.take(limit))
 
 
@@ -242,11 +284,13 @@ def digits(preprocessing: Preprocessing) -> Data:
 def folder(path: str | os.PathLike[str], preprocessing: Preprocessing, *, validation: float = 0.2) -> Data:
     """A folder of images with one subfolder per class, named after it; class numbers follow the sorted names.
 
-    Images may lie at any depth below their class (jpg, png, webp, bmp, gif, tiff, ppm); they are turned as their EXIF
-    data says. Files of another kind are ignored. A folder with `train` and `val` (or `validation`, or `test`)
-    subfolders is split already. Any other is split class by class: ordered by the SHA-256 of their path below the
-    folder, the first fifth of a class's images is held out, so the split is the same on every machine and moves little
-    when images are added.
+    Images may lie at any depth below their class, in the formats that Pillow reads; they are turned as their EXIF data
+    says. Hidden files and folders are left out, symbolic links are followed, files of another kind are counted.
+
+    A folder that is split already, in subfolders `train`, `val` and `test` of whatever usual spelling, above the
+    classes or inside each of them, is taken as it is: `test` is kept away. Without a `val` of its own, what trains is
+    split class by class: ordered by the SHA-256 of their path below the folder, the first fifth of a class's images is
+    held out, so the split is the same on every machine and moves little when images are added.
 
     Args:
         path: the folder.
@@ -257,28 +301,31 @@ def folder(path: str | os.PathLike[str], preprocessing: Preprocessing, *, valida
         A `Data`. Unreadable images are left out and listed in its `skipped`.
 
     Raises:
-        ValueError: no such folder, no images, fewer than two classes, or a class without a readable image.
+        ValueError: no such folder, no images, fewer than two classes, a class without a readable image, a picture that
+            both trains and is held out, or a layout that is not clear.
         ImportError: Pillow is not installed.
     """
-    if not 0 < validation < 1:
-        raise ValueError(f"validation is a fraction between 0 and 1; received {validation}.")
+    validation = number("validation", validation, 0, 1, "a fraction between 0 and 1", open_low=True)
     path = pathlib.Path(path)
-    classes, split = _classes(path)
-    entries = [
-        (file, number, part)
-        for number, name in enumerate(classes)
-        for part in split or ("",)
-        for file in _images(path / part / name)
-    ]
+    found = read_folders(path)
+    classes = found.class_names
+    ignored: collections.Counter[str] = collections.Counter()
+    entries = []
+    for part, of_class in found.parts.items():
+        for label, name in enumerate(classes):
+            listed = listing(of_class[name])
+            ignored.update(listed.ignored)
+            entries += [(file, label, part) for file in listed.pictures]
+    _refuse_overlap(path, entries)
     files = [file for file, _, _ in entries]
-    labels = np.array([number for _, number, _ in entries], "int32")
+    labels = np.array([label for _, label, _ in entries], "int32")
     sources, good = _read(files, preprocessing)
-    if split:
-        held = np.array([part == split[1] for _, _, part in entries])
+    if "validation" in found.parts:
+        held = np.array([part == "validation" for _, _, part in entries])
     else:
         held = np.zeros(len(files), bool)
-        for number in range(len(classes)):
-            held[_held_out(np.flatnonzero(good & (labels == number)), files, path, validation)] = True
+        for label in range(len(classes)):
+            held[_held_out(np.flatnonzero(good & (labels == label)), files, path, validation)] = True
 
     parts = []
     for which, held_name in ((~held, "to train on"), (held, "to hold out")):
@@ -291,39 +338,31 @@ def folder(path: str | os.PathLike[str], preprocessing: Preprocessing, *, valida
             )
         chosen = [sources[i] for i in which]
         pictures = np.stack(chosen) if isinstance(chosen[0], np.ndarray) else tuple(chosen)
-        parts.append(
-            Pictures(sources=pictures, labels=labels[which], class_names=tuple(classes), preprocessing=preprocessing)
-        )
-    skipped = tuple(files[i] for i in np.flatnonzero(~good))
-    return Data(name=path.resolve().name, train=parts[0], validation=parts[1], skipped=skipped)
+        parts.append(Pictures(sources=pictures, labels=labels[which], class_names=classes, preprocessing=preprocessing))
+    return Data(
+        name=path.resolve().name,
+        train=parts[0],
+        validation=parts[1],
+        skipped=tuple(files[i] for i in np.flatnonzero(~good)),
+        ignored=dict(sorted((ignored + collections.Counter(found.ignored)).items())),
+        test=sum(len(listing(folder).pictures) for folder in found.test),
+    )
 
 
-def _classes(path: pathlib.Path) -> tuple[list[str], tuple[str, str] | None]:
-    """Sorted class names of a folder, and its two split folders' names or `None`."""
-    if not path.is_dir():
-        raise ValueError(f"No such folder: {path}. Give a folder with one subfolder of images per class.")
-    names = _subfolders(path)
-    split = next((pair for pair in SPLITS if set(names) == set(pair)), None)
-    classes = _subfolders(path / split[0]) if split else names
-    if split and classes != _subfolders(path / split[1]):
-        raise ValueError(f"{path / split[0]} and {path / split[1]} must have the same classes, one subfolder each.")
-    if not any(_images(path / (split[0] if split else "") / name) for name in classes):
-        raise ValueError(
-            f"{path} has no subfolders with images: give each class a subfolder with its .jpg or .png files."
-        )
-    if len(classes) < 2:
-        raise ValueError(
-            f"{path} has one class, {classes[0]!r}: a classifier needs at least two subfolders with images."
-        )
-    return classes, split
+def _refuse_overlap(root: pathlib.Path, entries: Sequence[tuple[pathlib.Path, int, str]]) -> None:
+    """One file under two classes or in two parts, by links, would be learned and asked for at once."""
+    seen: dict[pathlib.Path, tuple[pathlib.Path, int, str]] = {}
+    for entry in entries:
+        file, label, part = seen.setdefault(entry[0].resolve(), entry)
+        if (label, part) != entry[1:]:
+            raise ValueError(
+                f"{entry[0].relative_to(root)} and {file.relative_to(root)} are one file: a picture belongs to one "
+                "class, and to what trains or what is held out. Remove one of the two links."
+            )
 
 
-def _subfolders(path: pathlib.Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _images(path: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count > 1)}"
 
 
 def _held_out(which: np.ndarray, files: Sequence[pathlib.Path], root: pathlib.Path, fraction: float) -> list[int]:

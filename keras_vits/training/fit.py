@@ -13,7 +13,9 @@ from typing import Any
 import keras
 
 from keras_vits import saving
+from keras_vits._util.limits import number, whole
 from keras_vits.models._base import VisionModel
+from keras_vits.training._record import Record, read_record, record_of, write_record
 from keras_vits.training.data import Augmentation, Batches, Pictures
 from keras_vits.training.groups import adamw, parameter_groups
 
@@ -23,8 +25,9 @@ class Fit:
     """The result of a training.
 
     Attributes:
-        epochs: how many the model has seen, earlier runs included.
-        top1: fraction of the held-out pictures that are classified right after the last epoch.
+        epochs: how many were run, earlier runs included. A callback that puts back the weights of an earlier epoch does
+            not change it.
+        top1: fraction of the held-out pictures that the model classifies right, with the weights that it has now.
         history: metric name -> one value per epoch of this run.
         seconds: wall-clock time of this run.
     """
@@ -58,7 +61,7 @@ def fit(
     Args:
         model: a `VisionModel` for the pictures' size and number of classes.
         train: the `Pictures` to fit on.
-        validation: the held-out `Pictures`.
+        validation: the held-out `Pictures`, of the same classes and preprocessing.
         epochs: passes over `train`, counted from the very first run.
         batch_size: pictures in a step.
         learning_rate: peak learning rate of AdamW, reached after the warm-up; it then falls to 0 along a cosine.
@@ -70,8 +73,8 @@ def fit(
         augmentation: an `Augmentation`; the light default of that class when `None`.
         checkpoint: a `.keras` file that holds model and optimizer after each epoch, or `None`. It is written whole or
             not at all, so an interrupt (Ctrl-C) leaves the last finished epoch's.
-        resume: whether to continue from `checkpoint`, with the same pictures and batch size. If that has seen all
-            epochs already, the model is only evaluated.
+        resume: whether to continue from `checkpoint`, with the same pictures, batch size and seed as before; `epochs`
+            and the learning rate may be others. If all epochs were run already, the model is only evaluated.
         seed: seed of the order of the pictures and of the augmentation.
         callbacks: further Keras callbacks.
 
@@ -79,10 +82,15 @@ def fit(
         A `Fit`.
 
     Raises:
-        ValueError: the model does not fit the pictures or has nothing that trains; nothing to resume from; or the loss
-            is no longer a number.
+        ValueError: an impossible argument; the model does not fit the pictures or has nothing that trains; nothing to
+            resume from, or what was trained differently; or the loss is no longer a number.
     """
+    epochs, batch_size, seed = whole("epochs", epochs), whole("batch_size", batch_size), whole("seed", seed, 0, 2**63)
+    number("learning_rate", learning_rate, 0, math.inf, "a positive number", open_low=True)
+    number("warmup", warmup, 0, 1, "a fraction of all steps in [0, 1)")
+    number("label_smoothing", label_smoothing, 0, 1, "a fraction in [0, 1)")
     _check(model, train)
+    _check_held_out(train, validation)
     steps = math.ceil(len(train) / batch_size)
     groups = parameter_groups(model, layer_decay=layer_decay, weight_decay=weight_decay)
     model.preprocessing, model.class_names = train.preprocessing, train.class_names
@@ -92,10 +100,13 @@ def fit(
         metrics=[keras.metrics.CategoricalAccuracy(name="top1")],
     )
     model.optimizer.build(model.trainable_variables)
-    done = _resume(model, checkpoint, steps) if resume else 0
-    batches = Batches(
-        train, batch_size, augmentation=augmentation or Augmentation(), shuffle=True, seed=seed, epoch=done
-    )
+    augmentation = augmentation or Augmentation()
+    settings = dict(batch_size=batch_size, seed=seed, layer_decay=layer_decay, weight_decay=weight_decay)
+    record = None
+    if checkpoint is not None or resume:
+        record = record_of(train, validation, settings={**settings, **dataclasses.asdict(augmentation)})
+    done = _resume(model, checkpoint, record) if resume else 0
+    batches = Batches(train, batch_size, augmentation=augmentation, shuffle=True, seed=seed, epoch=done)
     held_out = Batches(validation, batch_size)
     started = time.perf_counter()
     with contextlib.closing(_bar(model, (epochs - done) * steps)) as bar:
@@ -104,12 +115,16 @@ def fit(
             epochs=epochs,
             initial_epoch=done,
             validation_data=held_out,
-            callbacks=[_AfterEpoch(checkpoint, bar), *callbacks],
+            callbacks=[_AfterEpoch(checkpoint, record, bar), *callbacks],
             shuffle=False,
             verbose=0,
         ).history
-    top1 = history["val_top1"][-1] if history else model.evaluate(held_out, verbose=0, return_dict=True)["top1"]
-    return Fit(epochs=max(done, epochs), top1=top1, history=history, seconds=time.perf_counter() - started)
+    run = len(history.get("loss", ()))
+    if run and all(isinstance(callback, Say) for callback in callbacks):
+        top1 = history["val_top1"][-1]
+    else:  # another callback may have changed the weights after the last epoch
+        top1 = model.evaluate(held_out, verbose=0, return_dict=True)["top1"]
+    return Fit(epochs=done + run, top1=top1, history=history, seconds=time.perf_counter() - started)
 
 
 def set_seed(seed: int) -> None:
@@ -143,6 +158,19 @@ def _schedule(steps: int, warmup: float) -> Callable[[float], Any]:
     return lambda peak: keras.optimizers.schedules.CosineDecay(0.0, steps - warm, warmup_target=peak, warmup_steps=warm)
 
 
+def _check_held_out(train: Pictures, validation: Pictures) -> None:
+    for name, pictures in (("train", train), ("validation", validation)):
+        if not len(pictures):
+            raise ValueError(f"{name} holds no pictures: give at least one.")
+    if train.class_names != validation.class_names:
+        raise ValueError(
+            f"train has the classes {', '.join(train.class_names[:9])} and validation "
+            f"{', '.join(validation.class_names[:9])}: both need the same, in one order."
+        )
+    if train.preprocessing != validation.preprocessing:
+        raise ValueError("train and validation have another preprocessing: read both with model.preprocessing.")
+
+
 def _check(model: Any, train: Pictures) -> None:
     size, channels = model.input_shape[1:3], model.input_shape[3]
     if len(train.preprocessing.mean) != channels:
@@ -162,7 +190,7 @@ def _check(model: Any, train: Pictures) -> None:
         )
 
 
-def _resume(model: Any, checkpoint: str | pathlib.Path | None, steps: int) -> int:
+def _resume(model: Any, checkpoint: str | pathlib.Path | None, record: Record | None) -> int:
     """Puts weights and optimizer of the checkpoint into the compiled model; returns the number of finished epochs."""
     if checkpoint is None or not pathlib.Path(checkpoint).is_file():
         raise ValueError(f"There is no checkpoint to resume from; received {checkpoint}. Train without resume first.")
@@ -179,15 +207,21 @@ def _resume(model: Any, checkpoint: str | pathlib.Path | None, steps: int) -> in
         )
     if getattr(saved, "optimizer", None) is None:
         raise ValueError(f"{checkpoint} has no optimizer state: resume from a checkpoint that a training wrote.")
-    done, rest = divmod(int(keras.ops.convert_to_numpy(saved.optimizer.iterations)), steps)
-    if rest:
+    started = read_record(checkpoint)
+    if differences := started.differences(record):
         raise ValueError(
-            f"{checkpoint} was trained with another number of pictures or batch size: it does not end at an epoch of "
-            f"{steps} steps. Resume with the batch size and the data that it was started with."
+            f"{checkpoint} was trained with another {', another '.join(differences)}: resume with what the training "
+            "was started with, or train without resume."
         )
-    for ours, theirs in zip(_state(model), _state(saved), strict=True):
-        ours.assign(theirs)
-    return done
+    ours, theirs = _state(model), _state(saved)
+    if [tuple(v.shape) for v in ours] != [tuple(v.shape) for v in theirs]:
+        raise ValueError(
+            f"{checkpoint} has another optimizer, or was trained in another precision than {model.name}: create the "
+            "model with the dtype that it had, or train without resume."
+        )
+    for variable, value in zip(ours, theirs, strict=True):
+        variable.assign(value)
+    return started.epochs
 
 
 def _state(model: Any) -> list[Any]:
@@ -203,9 +237,9 @@ def _bar(model: Any, steps: int) -> Any:
 class _AfterEpoch(keras.callbacks.Callback):
     """Moves the bar at each step; after each epoch, stops at a loss that is not finite, saves model and optimizer."""
 
-    def __init__(self, checkpoint: str | pathlib.Path | None, bar: Any) -> None:
+    def __init__(self, checkpoint: str | pathlib.Path | None, record: Record | None, bar: Any) -> None:
         super().__init__()
-        self.checkpoint, self.bar = checkpoint, bar
+        self.checkpoint, self.record, self.bar = checkpoint, record, bar
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         next(self.bar)
@@ -219,3 +253,4 @@ class _AfterEpoch(keras.callbacks.Callback):
         if self.checkpoint:
             with writing(self.checkpoint) as temporary:
                 self.model.save(temporary)
+                write_record(temporary, self.record, epochs=epoch + 1)

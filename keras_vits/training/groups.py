@@ -1,12 +1,14 @@
 """Which variables share a learning rate and a weight decay, and an optimizer that applies them."""
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
+from keras_vits._util.limits import number
 from keras_vits.layers import _names as names
 
 UNDECAYED = ("table", "class_token", "distill_token", "registers")  # embeddings: positions, prefix tokens
@@ -37,7 +39,7 @@ def parameter_groups(
     appendix. Biases, norms and all else of at most one dimension do not decay, nor do position tables and tokens.
 
     Args:
-        model: a `VisionModel`; its frozen variables are in no group.
+        model: a `VisionModel`, or a `Sequential` or functional model that holds one; frozen variables are in no group.
         layer_decay: ratio of a layer's learning rate to the next layer's, in (0, 1]; 1 gives all the same.
         weight_decay: weight decay of the variables that have one, a non-negative number.
 
@@ -45,29 +47,46 @@ def parameter_groups(
         List of `ParameterGroup`, at most two for each depth, from the stem to the head.
 
     Raises:
-        ValueError: a `layer_decay` or `weight_decay` outside of its range, or nothing that trains.
+        ValueError: a `layer_decay` or `weight_decay` outside of its range, nothing that trains, or two variables of one
+            name.
     """
-    if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay is a factor in (0, 1]; received {layer_decay}.")
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay must not be negative; received {weight_decay}.")
+    number("layer_decay", layer_decay, 0, math.nextafter(1, 2), "a factor in (0, 1]", open_low=True)
+    number("weight_decay", weight_decay, 0, math.inf, "a number that must not be negative")
     if not model.trainable_variables:
         raise ValueError(f"{model.name} has no trainable variables: call model.unfreeze() or freeze less.")
-    depth, depths = 0, {}
-    for layer in model.layers:
+    depths: dict[str, int] = {}  # path of a variable -> of its layer
+    depth = 0
+    for layer in _in_order(model):
         if names.BLOCK.fullmatch(layer.name) or layer.name == names.POOL:
             depth += 1
-        depths[layer.name] = depth
+        depths |= {variable.path: depth for variable in layer.variables}
+    paths = [variable.path for variable in model.trainable_variables]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(
+            f"{model.name} has two variables called {twice}, as two models in one have, and an optimizer tells them by "
+            "their names: train one model, or compile with an optimizer of Keras."
+        )
+    if missing := set(paths) - set(depths):
+        raise ValueError(f"{model.name} has {min(missing)} in none of its layers, so it has no depth: put it into one.")
     groups: dict[tuple[float, float], list[str]] = {}
     for variable in model.trainable_variables:
-        layer, *_, leaf = variable.path.split("/")
-        scale = layer_decay ** (depth - depths[layer])
-        decays = len(variable.shape) > 1 and leaf not in UNDECAYED
+        scale = layer_decay ** (depth - depths[variable.path])
+        decays = len(variable.shape) > 1 and variable.path.rpartition("/")[2] not in UNDECAYED
         groups.setdefault((scale, weight_decay if decays else 0.0), []).append(variable.path)
     return [
         ParameterGroup(paths=tuple(paths), lr_scale=scale, weight_decay=decay)
         for (scale, decay), paths in groups.items()
     ]
+
+
+def _in_order(model: keras.Model) -> Iterator[keras.Layer]:
+    """The layers of a model in the order of its forward pass, with those of the models in it in their place."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model) and layer.layers:
+            yield from _in_order(layer)
+        else:
+            yield layer
 
 
 def adamw(
@@ -91,10 +110,11 @@ def adamw(
         keeps. Its optimizers are in `optimizers`, in the order of the groups.
 
     Raises:
-        ValueError: no groups.
+        ValueError: no groups, or a learning rate that is no positive number.
     """
     if not groups:
         raise ValueError("adamw needs the groups that parameter_groups(model) returns; received none.")
+    number("learning_rate", learning_rate, 0, math.inf, "a positive number", open_low=True)
     schedule = schedule or float
     optimizers = {
         "|".join(map(re.escape, group.paths)): keras.optimizers.AdamW(

@@ -92,7 +92,7 @@ def test_numbers_fit_together(chains, measured):
     for artifact, speed in zip(chains, measured, strict=True):
         assert isinstance(speed, Latency)
         assert speed.artifact_path == artifact.path
-        assert 0 < speed.median_ms <= speed.p90_ms <= speed.p99_ms
+        assert 0 < speed.p10_ms <= speed.median_ms <= speed.p90_ms <= speed.p99_ms
         assert speed.runs >= 50
         assert speed.runs * speed.p99_ms >= 200  # min_seconds
         assert speed.load_ms > 0
@@ -142,7 +142,7 @@ def test_turns_end_when_every_one_has_enough():
     slow = Taker([], "slow", ms=500.0)
     turns.take_turns([slow], turns.Goal(runs=10**6, seconds=0.1))
     assert sum(map(len, slow.rounds)) == 3  # more than ten times the seconds
-    assert slow.times == dict(runs=3, median_ms=500, p90_ms=500, p99_ms=500, round_ms=(500, 500, 500))
+    assert slow.times == dict(runs=3, median_ms=500, p10_ms=500, p90_ms=500, p99_ms=500, round_ms=(500, 500, 500))
 
 
 def test_one_that_fails_leaves_the_others_alone():

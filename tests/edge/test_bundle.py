@@ -350,7 +350,7 @@ def browse(site, artifacts):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=site))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    edge.bundle(artifacts("litert"), site / "bundle", "web")
+    bundled(artifacts("litert"), site)
     compiled = tsc(site)
     assert compiled.returncode == 0, compiled.stdout
 
@@ -376,11 +376,17 @@ def browse(site, artifacts):
     server.shutdown()
 
 
+def bundled(artifact, site):
+    """A bundle for the page, in place of what was there, which a test may have changed."""
+    shutil.rmtree(site / "bundle", ignore_errors=True)
+    return edge.bundle(artifact, site / "bundle", "web")
+
+
 @pytest.mark.parametrize(
     "kind", ["litert", "pixels", "top_k", "dynamic_int8", "features", "one_logit", "one_probability"]
 )
 def test_the_web_bundle_passes_its_test_in_a_browser(browse, site, artifacts, kind):
-    bundle = edge.bundle(artifacts(kind), site / "bundle", "web")
+    bundle = bundled(artifacts(kind), site)
     Image.fromarray(photos(1)[0]).save(site / "photo.png")
     report = browse("index.html", picture="photo.png")
     assert "error" not in report, report
@@ -405,7 +411,7 @@ def test_the_web_bundle_passes_its_test_in_a_browser(browse, site, artifacts, ki
 @pytest.mark.parametrize("size", [(600, 900), (90, 70)])
 def test_a_frame_is_prepared_as_preprocessing_does_it(browse, site, artifacts, size):
     """In all crop modes, to the pixel but for the browser's own filter."""
-    edge.bundle(artifacts("litert"), site / "bundle", "web")
+    bundled(artifacts("litert"), site)
     Image.fromarray(photos(1, size)[0]).save(site / "photo.png")
     modes = ("center", "squash", "border")
     script = """
@@ -428,7 +434,7 @@ def test_a_frame_is_prepared_as_preprocessing_does_it(browse, site, artifacts, s
 
 
 def test_the_browser_tells_what_is_wrong(browse, site, artifacts):
-    bundle = edge.bundle(artifacts("litert"), site / "bundle", "web")
+    bundle = bundled(artifacts("litert"), site)
 
     def change(name, edit):
         content = read(bundle.model / name)
@@ -447,7 +453,7 @@ def test_the_browser_tells_what_is_wrong(browse, site, artifacts):
     ]
     assert not found["passed"] and found["maxError"] is None  # NaN, though later pictures have none
 
-    edge.bundle(artifacts("litert"), site / "bundle", "web")
+    bundled(artifacts("litert"), site)
     found = change("model.json", lambda about: about["preprocessing"].update(channel_order="rgb"))["selfTest"]
     assert not found["passed"] and found["maxError"] / found["tolerance"] > 10
 

@@ -435,7 +435,7 @@ from families import FAMILIES, randomize
 from keras_vits import edge
 for seed in range(12):
     model = randomize(FAMILIES[0].create(), seed=seed + int(sys.argv[1]))
-    edge.litert.export(model, {str(tmp_path)!r})
+    edge.litert.export(model, {str(tmp_path)!r}, overwrite=True)
 """
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "KERAS_BACKEND": "jax"}
     both = [subprocess.Popen([sys.executable, "-c", code, str(n)], env=environment) for n in (0, 100)]

@@ -14,6 +14,7 @@ from test_foreign import APPLICATIONS, SHAPE, application, deit, dinov2, mit, vi
 
 import keras_vits
 from keras_vits import edge
+from keras_vits.edge.targets._types import FLOAT
 from keras_vits.edge.targets.onnx import operations, runtime, writer
 from keras_vits.graph.ir import Builder
 from keras_vits.graph.ops import DTYPES, OPS
@@ -185,12 +186,14 @@ def test_a_type_runs_or_is_refused_with_the_layer(op):
             assert re.search(rf"^{op} in layer 'block_3/odd' does not fit the types of its inputs", str(e))
             continue
         arrays = [np.ones(v.shape, DTYPES[v.dtype]) for v in b.graph.inputs]
-        if op.startswith("cast_") or dtype in writer.TYPES.get(op, writer.FLOAT):
-            np.testing.assert_allclose(of(b.graph, arrays)[0], b.graph(*arrays)[0], rtol=1e-6)
-            written.append(dtype)
-        else:
-            with pytest.raises(ValueError, match=rf"{op!r} in layer 'block_3/odd' cannot be written.*not of {dtype}"):
-                edge.onnx.write(b.graph)
+        try:
+            edge.onnx.write(b.graph)
+        except ValueError as e:
+            assert re.search(rf"{op!r} in layer 'block_3/odd' cannot be written.*not of {dtype}", str(e))
+            assert dtype not in writer.TYPES.get(op, FLOAT)
+            continue
+        np.testing.assert_allclose(of(b.graph, arrays)[0], b.graph(*arrays)[0], rtol=1e-6)
+        written.append(dtype)
     assert ("bool" if op.startswith("logical_") else "float32") in written
 
 
@@ -300,7 +303,11 @@ def test_float32(family, exported):
     assert all(any(node.name.startswith(f"{layer}/") for layer in layers) or node.name in artifact.output_names
                for node in proto.graph.node)  # fmt: skip
     assert artifact == edge.artifact.load(artifact.path) and artifact.path.suffix == ".onnx"
-    assert artifact.operations[0] > artifact.operations[1]
+    before, after = artifact.operations
+    roots = (
+        rewrite(edge.trace(model)).histogram().get("rsqrt", 0)
+    )  # each is computed in six steps more, for half precision
+    assert before + 6 * roots > after
     assert (artifact.format, artifact.recipe, artifact.tools["onnx"]) == ("onnx", "float32", onnx.__version__)
 
 

@@ -127,7 +127,7 @@ def test_what_the_delegate_leaves_alone(tmp_path):
 
 def test_what_is_fused_is_named_so(tmp_path):
     file = edge.litert.export(next(family for family in FAMILIES if family.name == "vit").create(), tmp_path)
-    images = np.random.default_rng(0).uniform(-1, 1, file.input.shape).astype("float32")
+    images = np.random.default_rng(0).uniform(-1, 1, (2, *file.input.shape[1:])).astype("float32")
     found = profile(edge.litert.quantize(file, "static_int8", calibration=images), runs=4)
     fused = {operation.layer for operation in found.operations if operation.op == "DEQUANTIZE+GELU+QUANTIZE"}
     assert fused == {"block_0/mlp", "block_1/mlp"}

@@ -124,7 +124,8 @@ def test_a_static_recipe_rounds_the_inputs_too(recipe, tmp_path):
 
 def reference(artifact, x):
     """Logits by LiteRT's reference kernels, which round the last bit otherwise than XNNPACK here and there."""
-    return outputs(litert.of_bytes(artifact.path.read_bytes(), keep=True), [image[None] for image in x])
+    (found,) = outputs(litert.of_bytes(artifact.path.read_bytes(), keep=True), [(image[None],) for image in x])
+    return found
 
 
 @pytest.mark.parametrize("family", families.everywhere("vit", "mobilevit_v2"))
@@ -285,7 +286,8 @@ def test_digits_win_back_what_four_bits_lost(tmp_path):
         return np.mean(model.predict(held_out).argmax(-1) == digits.validation.labels)
 
     def quantized_top1(model):
-        return top1(litert.load(litert.quantize(litert.export(model, tmp_path, batch=100), "weight_int4")))
+        float32 = litert.export(model, tmp_path, batch=100, overwrite=True)
+        return top1(litert.load(litert.quantize(float32, "weight_int4", overwrite=True)))
 
     stretch_values(train(model, 30, 1e-2))
     before, lost = top1(model), quantized_top1(model)

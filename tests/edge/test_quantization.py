@@ -15,6 +15,7 @@ from keras_vits.edge import litert
 from keras_vits.edge.quantize import numerics as q
 from keras_vits.edge.quantize import recipes
 from keras_vits.edge.quantize.recipes import RECIPES, Entry, Grid, LayerConfig, Operation, Recipe
+from keras_vits.edge.records import equally_fast
 from keras_vits.edge.targets.litert.flatbuffer import File
 from keras_vits.edge.targets.litert.quantization import prepare
 from keras_vits.edge.targets.litert.quantization.prepare import STEPS, Preparation
@@ -149,7 +150,7 @@ PLANTS = {"norms": scale_norms, "values": scale_values, "residual": massive_chan
 
 def minmax_db(f32, x, folder, expected):
     """Dense layers and convolutions with nothing but the smallest and the largest value of each activation."""
-    batches, plain = [image[None] for image in x], dataclasses.replace(RECIPES["static_int8"], attention=False)
+    batches, plain = [(image[None],) for image in x], dataclasses.replace(RECIPES["static_int8"], attention=False)
     content = Preparation(f32.path.read_bytes(), plain, batches, steps=()).quantized()
     path = folder / "minmax.tflite"
     path.write_bytes(content)
@@ -226,13 +227,13 @@ def test_products_of_inputs_that_are_quantized_as_they_come_are_rounded_with_reg
 def test_biases_take_up_the_mean_error(vit):
     """Of a layer's outputs, channel by channel, on images that it did not see, with its weights in 4 bits."""
     _, x, _, f32 = vit
-    batches = [image[None] for image in x]
+    batches = [(image[None],) for image in x]
 
     def mean(content):
         runner, found = litert.of_bytes(content, keep=True), []
         tensor = next(t["index"] for t in runner.get_tensor_details() if t["name"] == "block_0/mlp/fc2/dense")
         for batch in batches[16:]:
-            runner.set_tensor(runner.get_input_details()[0]["index"], batch)
+            runner.set_tensor(runner.get_input_details()[0]["index"], *batch)
             runner.invoke()
             found.append(runner.get_tensor(tensor))
         return np.mean(found, (0, 1, 2))
@@ -248,7 +249,7 @@ def test_biases_take_up_the_mean_error(vit):
 def test_scales_that_bring_nothing_are_left_out(vit, monkeypatch, recipe):
     """They cost a multiplication: a layer's own noise may be half as large, and the file's as large as before."""
     _, x, _, f32 = vit
-    batches, content = [image[None] for image in x], f32.path.read_bytes()
+    batches, content = [(image[None],) for image in x], f32.path.read_bytes()
 
     def quantized(steps):
         return Preparation(content, RECIPES[recipe], batches, steps=steps).quantized()
@@ -271,7 +272,8 @@ def test_scales_that_the_runtime_can_rescale(tmp_path):
     kernel = np.where(np.arange(8) % 2, 1.0, -1.0).reshape(1, 1, 8, 1) * np.ones((1, 1, 8, 4))
     window = dict(strides=(1, 1), pads=((0, 0), (0, 0)), dilation=(1, 1), groups=1)
     b.graph.outputs = [b("exp", b("conv2d", x, b.constant(kernel, "kernel"), None, **window))]
-    batches = [np.full((1, 4, 4, 8), 1000.0, "float32") + 1e-3 * random(1, 4, 4, 8, seed=i) for i in range(4)]
+    made = lambda seed: np.full((1, 4, 4, 8), 1000.0, "float32") + 1e-3 * random(1, 4, 4, 8, seed=seed)
+    batches = [(made(i),) for i in range(4)]
     content = litert.write(b.graph)
     preparation = Preparation(bytes(content), RECIPES["static_int8"], batches)
     script = (
@@ -323,7 +325,7 @@ def test_a_recipe_is_one_row(vit, quick, tmp_path, monkeypatch):
     artifact = edge.litert.quantize(f32, "dense_only", folder=tmp_path)
     dtypes = {t["name"]: t["dtype"] for t in litert.load(artifact).interpreter.get_tensor_details()}
     assert dtypes["block_0/mlp/fc1/kernel"] is np.int8 and dtypes["stem/kernel"] is np.float32
-    choice = edge.quantize_to(model, 10, metric="agreement", dataset=x, folder=tmp_path)
+    choice = edge.quantize_to(model, 10, metric="agreement", dataset=x, folder=tmp_path / "tried")
     assert [trial.recipe for trial in choice.tried] == ["dense_only"]
     with pytest.raises(ValueError, match=r"No litert recipe 'static_int8'. There are: dense_only"):
         edge.litert.quantize(f32, "static_int8")
@@ -408,7 +410,7 @@ def test_silu_stays_in_float_where_a_sigmoid_of_eight_bits_costs_much(center, dt
     x = b("conv2d", b.input("image", (1, 8, 8, 8)), b.constant(random(1, 1, 8, 8)), bias, **still)
     x = b("mul", x, b("sigmoid", x))
     b.graph.outputs = [b("conv2d", x, b.constant(random(1, 1, 8, 4, seed=1)), None, **still)]
-    images = [random(1, 8, 8, 8, seed=i) for i in range(4)]
+    images = [(random(1, 8, 8, 8, seed=i),) for i in range(4)]
     content = bytes(litert.write(b.graph))
     found = Preparation(content, RECIPES["static_int8"], images).quantized()
     gate = next(t for t in litert.of_bytes(found).get_tensor_details() if t["name"].startswith("sigmoid"))
@@ -443,7 +445,7 @@ def test_attention_is_integers(name, tmp_path):
     seconds = {file.name(op.inputs[1]) for op in file.main.operators if file.builtin(op) == "BATCH_MATMUL"}
     assert {types[name][1] for name in seconds} == {0}
     plain = dataclasses.replace(RECIPES["static_int8"], attention=False)
-    batches = [image[None] for image in x[:8]]
+    batches = [(image[None],) for image in x[:8]]
     islands = Preparation(f32.path.read_bytes(), plain, batches).quantized()
     (tmp_path / "islands.tflite").write_bytes(islands)
     before = litert.Runner(tmp_path / "islands.tflite")
@@ -545,7 +547,11 @@ def test_quantize_to_holds_the_budget(vit, quick, tmp_path):
     assert choice.artifact in [t.artifact for t in holding]
     assert all((t.latency is not None) == (t in holding) for t in choice.tried)
     fastest = min(holding, key=lambda t: t.time_ratio)
-    assert fastest.artifact == choice.artifact and edge.verify(choice.artifact, model, x[6:]).top1_agreement >= 0.9
+    equal = [t for t in holding if equally_fast(t.latency, fastest.latency)]
+    assert (
+        choice.artifact == min((t.artifact for t in equal), key=lambda a: a.size_bytes)
+        and edge.verify(choice.artifact, model, x[6:]).top1_agreement >= 0.9
+    )
     assert len(choice.table()) == 2 + len(choice.tried)
 
 
@@ -595,18 +601,18 @@ WRONG = {
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_calibration_is_noticed(wrong, vit, photos):
+def test_wrong_calibration_is_noticed(wrong, vit, photos, tmp_path):
     model, _, _, f32 = vit
     change, message = WRONG[wrong]
     with pytest.warns(edge.CalibrationWarning, match=message):
-        edge.litert.quantize(f32, "dynamic_int8", calibration=change(photos, model.preprocessing.normalize))
+        edge.litert.quantize(f32, "dynamic_int8", change(photos, model.preprocessing.normalize), tmp_path)
 
 
 @pytest.mark.filterwarnings("error::keras_vits.edge.CalibrationWarning")
 def test_right_calibration_is_not(vit, photos, tmp_path):
     model, _, _, f32 = vit
-    edge.litert.quantize(f32, "dynamic_int8", calibration=model.preprocessing.normalize(photos))
+    edge.litert.quantize(f32, "dynamic_int8", model.preprocessing.normalize(photos), tmp_path)
     pixels = edge.litert.export(model, tmp_path, uint8_input=True, name="pixels")
     edge.litert.quantize(pixels, "dynamic_int8", calibration=photos)
     with pytest.warns(edge.CalibrationWarning, match="do not divide"):
-        edge.litert.quantize(pixels, "dynamic_int8", calibration=photos // 255)
+        edge.litert.quantize(pixels, "dynamic_int8", calibration=photos // 255, overwrite=True)

@@ -71,7 +71,8 @@ def test_families_keep_their_outputs(family):
     after = rewrite(graph)
     expected = graph(x)[0]
     assert np.abs(after(x)[0] - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert len(after.nodes) < len(graph.nodes)
+    roots = after.histogram().get("rsqrt", 0)  # each is computed in six steps more, for half precision
+    assert len(after.nodes) < len(graph.nodes) + 6 * roots
     assert len({v.name for node in after.nodes for v in node.outputs}) == sum(len(n.outputs) for n in after.nodes)
     assert "neg" not in after.histogram()
     assert all(node.inputs[1].data is None for node in after.nodes if node.op in ("sub", "div"))
@@ -307,7 +308,7 @@ def test_pixels_are_normalised_inside(family, order):
     graph = trace(model)
     pixels = RANDOM.integers(0, 256, graph.inputs[0].shape, dtype=np.uint8)
     expected = graph(preprocessing.normalize(pixels))[0]
-    found = rewrite(with_pixels(graph, preprocessing))
+    found = rewrite(with_pixels(graph, graph.inputs[0], preprocessing))
     assert found.inputs[0].dtype == "uint8"
     assert np.abs(found(pixels)[0] - expected).max() <= 1e-5 * np.abs(expected).max()
 
@@ -340,8 +341,8 @@ def test_a_head_fits_the_kind_of_output():
     for head in ("softmax", "top_k"):
         with pytest.raises(ValueError, match=f"of the kind 'features', which cannot have head='{head}'"):
             with_head(b.graph, (features,), head)
-    for k in (0, -1, 2.0):
-        with pytest.raises(ValueError, match="top_k must be at least 1"):
+    for k, message in ((0, "at least 1"), (-1, "at least 1"), (2.5, "a whole number"), (True, "a whole number")):
+        with pytest.raises(ValueError, match=f"top_k must be {message}"):
             with_head(b.graph, (probabilities,), "top_k", k)
     one = Builder()
     one.graph.outputs = [one("mul", one.input("x", (1, 1)), one.constant(2.0))]

@@ -7,16 +7,23 @@ import importlib
 import importlib.abc
 import io
 import logging
+import pathlib
+import shutil
 import sys
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+from keras_vits._util.scratch import redirected
 
 PRECISIONS = ("float16", "float32")
 LAYOUTS = ("default", "ane")
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 METADATA = "com.github.keras-vits"  # key of ours in the file's user-defined metadata
 INSTALL = 'pip install -e ".[coreml]"'
+
+MAKERS = ("coremltools.models.model", "coremltools.models.utils", "coremltools.converters.mil.converter")  # of packages
 
 _import, _builder = threading.Lock(), threading.Lock()
 
@@ -28,11 +35,23 @@ def check_option(name: str, value: object, known: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def alone_and_quiet() -> Iterator[None]:
+def alone_and_quiet() -> Iterator[pathlib.Path]:
     """One thread at a time: coremltools' builder keeps names and scopes for the whole process. It draws a progress bar
-    for every step of a second or less, and they are not shown."""
-    with _builder, contextlib.redirect_stderr(io.StringIO()):
-        yield
+    for every step of a second or less, and they are not shown. Every model that it makes has a package of its own in
+    the temporary folder until the process ends: they are made in the folder that is yielded; see `tied`."""
+    with _builder, contextlib.redirect_stderr(io.StringIO()), redirected(*MAKERS) as folder:
+        yield folder
+
+
+def tied(model: Any, folder: pathlib.Path) -> Any:
+    """The `MLModel`, with which the folder of its package goes; `release` removes it earlier."""
+    model.keras_vits_folder = weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    return model
+
+
+def release(model: Any) -> None:
+    """Removes the package that coremltools made of a model in the temporary folder: it is saved elsewhere by now."""
+    model.keras_vits_folder()
 
 
 class _Hidden(importlib.abc.MetaPathFinder):

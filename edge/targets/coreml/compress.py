@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_vits._util import files
-
 from ... import artifact as artifacts
 from ...quantize.calibration import batches
 from ...quantize.recipes import check_calibrated, checked_recipe
-from .common import INSTALL, PRECISIONS, alone_and_quiet, coremltools
+from .common import INSTALL, PRECISIONS, alone_and_quiet, coremltools, tied
 from .mlprogram import Program
+from .writer import save
 
 Model = Any  # a coremltools.models.MLModel
 Ranges = Mapping[str, tuple[float, float]]  # name of a value -> lowest and highest number that it takes
+DECIDING = ("cast", "reshape", "squeeze", "transpose", "softmax", "sigmoid", "classify")  # between logits and a class
 
 
 def quantize(
@@ -28,6 +26,8 @@ def quantize(
     recipe: str,
     calibration: Any = None,
     folder: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> artifacts.Artifact:
     """Compresses an exported model: writes `<name>_<recipe>.mlpackage`.
 
@@ -38,16 +38,20 @@ def quantize(
             64 or 16 values for each weight tensor, by k-means), or `"int8_int8"` (8-bit weights and activations in
             dense layers and convolutions). A constant of 2048 elements or fewer stays as it is, but for `"int8_int8"`.
         calibration: images as the file takes them, for `"int8_int8"`: an array (N,H,W,C), a data set that yields
-            batches of images or (images, labels), or a folder of pictures. Some tens of real images are enough.
+            batches of images or (images, labels), a function that returns one, or a folder of pictures; of a file with
+            several inputs, name -> array. Some tens of real images are enough; no more than 1,000 are taken of what may
+            have no end.
         folder: where the new file goes; beside the given one by default.
+        overwrite: whether another file of this name may be replaced; one of the same bytes is written anew.
 
     Returns:
         An `Artifact`. What is not quantized stays in the precision of the given one. The oldest system that runs the
         file becomes iOS 16; 17 for `"int8_int8"`, 18 for `"int4"`.
 
     Raises:
-        ValueError: an unknown recipe, an artifact that is not an exported Core ML model, calibration that is missing or
-            does not fit, or a folder that cannot be written.
+        ValueError: an unknown recipe, an artifact that is not an exported Core ML model or not the file that was
+            written, calibration that is missing or does not fit, a name that another file has, or a folder that cannot
+            be written.
         ImportError: coremltools is not installed, or scikit-learn, which finds palettes, is not.
     """
     checked = checked_recipe(recipe, "coreml")
@@ -64,26 +68,25 @@ def quantize(
     if checked.needs_calibration and artifact.recipe != "float16":
         raise ValueError(f"Recipe {recipe!r} needs a float16 file; received a {artifact.recipe} one.")
     ct = coremltools()
+    artifacts.check(artifact)
     program = Program(artifact.path)  # a damaged package ends here, with one clear line
     ranges = program.ranges(_images(artifact, calibration)) if checked.needs_calibration else {}
-    with alone_and_quiet():
-        model = ct.models.MLModel(str(artifact.path), skip_model_load=True)
-        compressed = COMPRESSORS[recipe](model, ranges)
     stem = artifact.path.name.removesuffix(".mlpackage").removesuffix(f"_{artifact.recipe}")
-    path = pathlib.Path(folder or artifact.path.parent) / f"{stem}_{recipe}.mlpackage"
-    with files.alone(path.parent):
-        with files.writing(path) as temporary:
-            compressed.save(str(temporary))
-        return artifacts.remake(artifact, path, recipe=recipe, tools={**artifact.tools, "coremltools": ct.__version__})
+    with alone_and_quiet() as folder_of_packages:
+        model = ct.models.MLModel(str(artifact.path), skip_model_load=True)
+        compressed = tied(COMPRESSORS[recipe](model, ranges), folder_of_packages)
+    name, tools = f"{stem}_{recipe}.mlpackage", {**artifact.tools, "coremltools": ct.__version__}
+    with artifacts.writing(folder or artifact.path.parent, name, overwrite=overwrite) as draft:
+        save(compressed, draft.temporary)
+        draft.describe(**artifacts.like(artifact, recipe=recipe, tools=tools))
+    return draft.artifact
 
 
 def _images(artifact: artifacts.Artifact, calibration: Any) -> Iterator[dict[str, np.ndarray]]:
     """Calibration images as the evaluator of the file takes them."""
-    spec = artifact.input
-    picture = spec.dtype == "image"
-    pixels = dataclasses.replace(spec, dtype="uint8") if picture else spec
-    for x in batches(calibration, pixels, artifact.preprocessing, f"Calibrating {artifact.model}"):
-        yield {spec.name: x if picture else x[None]}
+    for arrays in batches(calibration, artifact.inputs, f"Calibrating {artifact.model}"):
+        pairs = zip(artifact.inputs, arrays, strict=True)
+        yield {spec.name: x if spec.dtype == "image" else x[None] for spec, x in pairs}
 
 
 # ---------------------------------------------------------------- (MLModel, ranges) -> MLModel
@@ -114,7 +117,8 @@ def int4(model: Model, ranges: Ranges) -> Model:
 
 def int8_int8(model: Model, ranges: Ranges) -> Model:
     """coremltools' own passes with our ranges: its function needs macOS and keeps the last batch's range alone
-    (apple/coremltools#2704). Sums, such as those of the residual branches, stay in float."""
+    (apple/coremltools#2704). Sums, such as those of the residual branches, stay in float, and so do the logits: 256
+    values for all of them would make ties of close classes."""
     import coremltools.optimize.coreml as optimize
     from coremltools.converters.mil.mil.passes.graph_pass import PassOption
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
@@ -122,11 +126,34 @@ def int8_int8(model: Model, ranges: Ranges) -> Model:
     config = optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
     config = optimize.OptimizationConfig(op_type_configs={"conv": config, "linear": config})
     stats = {name: {"rmin": low, "rmax": high} for name, (low, high) in ranges.items()}
-    passes = [PASS_REGISTRY[f"compression::insert_{where}_quantize_dequantize_pair"] for where in ("prefix", "suffix")]
-    for each in passes:
-        each.set_options([PassOption("config", config), PassOption("activation_stats", stats)])
+    fine = optimize.OptimizationConfig(
+        op_type_configs=config.op_type_configs, op_name_configs=dict.fromkeys(_logits(model))
+    )
+    passes = []
+    for where, chosen in (("prefix", config), ("suffix", fine)):
+        passes.append(PASS_REGISTRY[f"compression::insert_{where}_quantize_dequantize_pair"])
+        passes[-1].set_options([PassOption("config", chosen), PassOption("activation_stats", stats)])
     model = _passed(model, "iOS17", *passes, PASS_REGISTRY["common::dequantize_quantize_pair_elimination"])
     return _linear(model, ("conv", "linear"), weight_threshold=0)
+
+
+def _logits(model: Model) -> list[str]:
+    """Names of the operations whose outputs, as (B,K), the file gives or makes probabilities of."""
+    (function,) = model.get_spec().mlProgram.functions.values()
+    (block,) = function.block_specializations.values()
+    made = {output.name: operation for operation in block.operations for output in operation.outputs}
+    ranks = {output.name: output.type.tensorType.rank for op in block.operations for output in op.outputs}
+    found = []
+    for name in block.outputs:
+        operation = made.get(name)
+        if operation is not None and operation.type != "classify" and ranks[name] != 2:
+            continue
+        while operation is not None and operation.type in DECIDING:
+            key = "probabilities" if operation.type == "classify" else "x"
+            operation = made.get(operation.inputs[key].arguments[0].name)
+        if operation is not None:
+            found.append(operation.attributes["name"].immediateValue.tensor.strings.values[0])
+    return found
 
 
 def _linear(model: Model, operations: Sequence[str] = (), **options: Any) -> Model:

@@ -21,8 +21,13 @@ TYPES: dict[int, tuple[str, Any, int]] = {  # MIL.proto DataType -> name, numpy 
 NUMPY: dict[str, Any] = {name: dtype for name, dtype, _ in TYPES.values()}
 
 
+LARGEST = 2**31  # elements of one value: 8 GB in float32, more than any phone's program holds
+
+
 def unpack(data: bytes, bits: int, count: int) -> np.ndarray:
     """`count` unsigned numbers of `bits` bits each from bytes, least significant bit first."""
+    if 8 * len(data) < bits * count:
+        raise ValueError(f"{len(data)} bytes do not hold {count} numbers of {bits} bits")
     flat = np.unpackbits(np.frombuffer(data, np.uint8), count=bits * count, bitorder="little").reshape(count, bits)
     return (flat << np.arange(bits, dtype=np.uint8)).sum(-1, dtype=np.uint8)
 
@@ -57,7 +62,10 @@ class Blobs:
 
 def shape_of(tensor_type: Any) -> tuple[int, ...]:
     """The static shape of a TensorType of MIL.proto."""
-    return tuple(int(d.constant.size) for d in tensor_type.dimensions)
+    shape = tuple(int(d.constant.size) for d in tensor_type.dimensions)
+    if math.prod(shape) > LARGEST:
+        raise ValueError(f"a value has the shape {shape}")
+    return shape
 
 
 def rounded(array: np.ndarray, code: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_vits.graph import ops as graph_ops
 
-from .encoding import NUMPY, unpack
+from .encoding import LARGEST, NUMPY, unpack
 
 Array = np.ndarray
 Operation = Callable[..., Any]  # (**operands and parameters) -> array, or a list of arrays
@@ -51,6 +51,12 @@ def _batched(function: Operation) -> Operation:
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
     return call
+
+
+def bounded(size: float) -> None:
+    """A `ValueError` for a result of more elements than any program has: a damaged file asks for no memory."""
+    if not 0 <= size <= LARGEST:
+        raise ValueError(f"it asks for {size:.0f} elements")
 
 
 def behind(axis: int) -> int:
@@ -256,6 +262,8 @@ def topk(
     return_indices: bool = True,
     output_indices_dtype: str = "int32",
 ) -> list[Array]:
+    if not 0 < int(k) <= x.shape[behind(axis)]:
+        raise ValueError(f"its k is {int(k)} of {x.shape[behind(axis)]} elements")
     order = np.argsort(x if ascending else -x, axis=behind(axis), kind="stable")
     order = np.take(order, np.arange(int(k)), behind(axis))
     values = np.take_along_axis(x, order, behind(axis))
@@ -357,6 +365,7 @@ def slice_by_size(x: Array, begin: Sequence[int], size: Sequence[int]) -> Array:
 def pad(x: Array, pad: Sequence[int], mode: str = "constant", constant_val: float = 0.0) -> Array:
     pads = [(int(a), int(b)) for a, b in np.reshape(pad, (-1, 2))]
     pads = [(0, 0)] * (x.ndim - len(pads)) + pads
+    bounded(math.prod(float(n + a + b) for n, (a, b) in zip(x.shape, pads, strict=True)))
     if mode == "constant":
         return np.pad(x, pads, constant_values=constant_val)
     return np.pad(x, pads, mode="edge" if mode == "replicate" else "reflect")
@@ -376,12 +385,15 @@ def stack(values: Sequence[Array], axis: int) -> Array:
 
 @defines("split")
 def split(x: Array, axis: int, num_splits: int | None = None, split_sizes: Sequence[int] | None = None) -> list[Array]:
+    if split_sizes is None and not 0 < int(num_splits or 0) <= x.shape[behind(axis)]:
+        raise ValueError(f"it splits {x.shape[behind(axis)]} elements into {num_splits}")
     parts = int(num_splits) if split_sizes is None else np.cumsum(split_sizes)[:-1]
     return np.split(x, parts, behind(axis))
 
 
 @defines("tile")
 def tile(x: Array, reps: Sequence[int]) -> Array:
+    bounded(math.prod(float(r) for r in reps) * x.size)
     return np.tile(x, (1, *(int(r) for r in reps)))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .evaluate import Array, defines, softmax
+from .evaluate import Array, bounded, defines, softmax
 
 # ---------------------------------------------------------------- matrices
 
@@ -56,7 +56,9 @@ def _padding(
 ) -> list[tuple[int, int]]:
     """(before, after) for each axis of space."""
     if pad_type == "custom":
-        return [(int(a), int(b)) for a, b in np.reshape(pad, (-1, 2))]
+        pads = [(int(a), int(b)) for a, b in np.reshape(pad, (-1, 2))]
+        bounded(math.prod(float(n + a + b) for n, (a, b) in zip(shape, pads, strict=True)))
+        return pads
     pads = []
     for n, k, s, d in zip(shape, size, strides, dilations, strict=True):
         total = 0 if pad_type == "valid" else max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
@@ -156,6 +158,7 @@ def avg_pool(
 
 def _resized(x: Array, places: Sequence[Array]) -> Array:
     """Linear interpolation along the last two axes at the given fractional places, edges replicated."""
+    bounded(math.prod(map(len, places)) * math.prod(x.shape[:-2]))
     for axis, at in zip((-2, -1), places, strict=True):
         n = x.shape[axis]
         at = np.clip(at, 0, n - 1)
@@ -166,6 +169,7 @@ def _resized(x: Array, places: Sequence[Array]) -> Array:
 
 
 def _places(n: int, size: int, align_corners: bool) -> Array:
+    bounded(size)
     if align_corners:
         return np.arange(size) * ((n - 1) / max(size - 1, 1))
     return (np.arange(size) + 0.5) * (n / size) - 0.5
@@ -202,6 +206,7 @@ def upsample_bilinear(
 def upsample_nearest_neighbor(x: Array, scale_factor_height: float = 1, scale_factor_width: float = 1) -> Array:
     if int(scale_factor_height) != scale_factor_height or int(scale_factor_width) != scale_factor_width:
         raise ValueError("upsample_nearest_neighbor by a fraction has no reference definition")
+    bounded(float(x.size) * float(scale_factor_height) * float(scale_factor_width))
     return np.repeat(np.repeat(x, int(scale_factor_height), -2), int(scale_factor_width), -1)
 
 

@@ -6,13 +6,11 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_vits._util import files
 from keras_vits.graph.ir import Graph, Value, constant, make_node
 from keras_vits.graph.rewrite import with_input
 from keras_vits.specs import OutputSpec
@@ -21,7 +19,7 @@ from keras_vits.version import __version__
 from ... import artifact as artifacts
 from .._prepare import prepare
 from .common import COMPUTE_UNITS, METADATA, PRECISIONS, check_option, coremltools
-from .writer import Pixels, file_names, write
+from .writer import Pixels, file_names, save, write
 
 if TYPE_CHECKING:
     import keras
@@ -50,6 +48,7 @@ def export(
     version: str = "",
     description: str = "",
     name: str | None = None,
+    overwrite: bool = False,
 ) -> artifacts.Artifact:
     """Writes a model as `<folder>/<name>_<precision>.mlpackage`.
 
@@ -78,6 +77,7 @@ def export(
         version: see `author`.
         description: see `author`.
         name: of the file; the model's own by default.
+        overwrite: whether another file of this name may be replaced; one of the same bytes is written anew.
 
     Returns:
         An `Artifact`. Several outputs keep their names and kinds.
@@ -85,8 +85,8 @@ def export(
     Raises:
         ValueError: an unknown precision, target, layout or compute unit, an operation that Core ML lacks (named with
             its layer), an unknown layer, an image size that the weights do not fit, an image input that Core ML has
-            not or of a model without preprocessing, a head that the outputs cannot have, or a folder that
-            cannot be written.
+            not or of a model without preprocessing, a head that the outputs cannot have, a name that is no plain file
+            name or is taken by another file, or a folder that cannot be written.
         ImportError: coremltools is not installed.
     """
     check_option("precision", precision, PRECISIONS)
@@ -96,8 +96,8 @@ def export(
     ct = coremltools()
     pictures: dict[str, Pixels] = {}
 
-    def take_picture(graph: Graph, preprocessing: Preprocessing) -> Graph:
-        graph, image, pictures[image.name] = with_image(graph, preprocessing)
+    def take_picture(graph: Graph, image: Value, preprocessing: Preprocessing) -> Graph:
+        graph, pictures[image.name] = with_image(graph, preprocessing)
         return graph
 
     ready = prepare(
@@ -116,19 +116,15 @@ def export(
         labels=_labels(ready.outputs) if ready.head == "softmax" else (), outputs=output_names,
     )  # fmt: skip
     written.author, written.license, written.version, written.short_description = author, license, version, description
-    fields = dataclasses.asdict(ready.preprocessing) if ready.preprocessing else {}
     written.user_defined_metadata[METADATA] = json.dumps(
         {
-            "model": ready.model.name, "keras_vits": __version__, "preprocessing": fields,
+            "model": ready.model.name, "keras_vits": __version__, "preprocessing": ready.preprocessing,
             "class_names": ready.class_names, "compute_units": compute_units, "layout": layout,
         }
     )  # fmt: skip
-    path = pathlib.Path(folder) / f"{ready.name}_{precision}.mlpackage"
-    with files.alone(path.parent):
-        with files.writing(path) as temporary:
-            written.save(str(temporary))
-        return artifacts.make(
-            path,
+    with artifacts.writing(folder, f"{ready.name}_{precision}.mlpackage", overwrite=overwrite) as draft:
+        save(written, draft.temporary)
+        draft.describe(
             format="coreml",
             recipe=precision,
             model=ready.model.name,
@@ -142,6 +138,7 @@ def export(
             tools=ready.tools | {"coremltools": ct.__version__},
             operations=ready.operations,
         )
+    return draft.artifact
 
 
 def _default_head(specs: Sequence[OutputSpec], *, image_input: bool) -> str:
@@ -161,8 +158,8 @@ def _labels(specs: Sequence[OutputSpec]) -> tuple[str, ...]:
     return names
 
 
-def with_image(graph: Graph, preprocessing: Preprocessing) -> tuple[Graph, Value, Pixels]:
-    """The Graph, its image input, and the `Pixels` that together normalise a picture: (pixel / 255 - mean) / std.
+def with_image(graph: Graph, preprocessing: Preprocessing) -> tuple[Graph, Pixels]:
+    """The Graph, and the `Pixels` of its image input, that together normalise a picture: (pixel / 255 - mean) / std.
 
     Core ML has one scale for all channels: unequal standard deviations are divided by in the Graph.
 
@@ -184,7 +181,6 @@ def with_image(graph: Graph, preprocessing: Preprocessing) -> tuple[Graph, Value
     mean, std = (np.resize(np.asarray(v, np.float64), channels) for v in (preprocessing.mean, preprocessing.std))
     order = "gray" if channels == 1 else preprocessing.channel_order
     if np.all(std == std[0]):
-        return graph, image, Pixels(scale=float(1 / 255 / std[0]), bias=tuple((-mean / std[0]).tolist()), order=order)
+        return graph, Pixels(scale=float(1 / 255 / std[0]), bias=tuple((-mean / std[0]).tolist()), order=order)
     scaled = make_node("mul", (image, constant(1 / std, f"{image.name}/std")), {}, image.name)
-    divided = dataclasses.replace(with_input(graph, image, image, [scaled]), inputs=graph.inputs)
-    return divided, image, Pixels(scale=1 / 255, bias=tuple((-mean).tolist()), order=order)
+    return with_input(graph, image, image, [scaled]), Pixels(scale=1 / 255, bias=tuple((-mean).tolist()), order=order)

@@ -14,6 +14,7 @@ import numpy as np
 from keras_vits.graph.ir import Node, Value
 
 from .._forms import CHANNELS_FIRST, Order, UnsupportedError, Variable, identity, regroup
+from .._half import mean_scale
 
 if TYPE_CHECKING:
     from .writer import Writer
@@ -95,15 +96,12 @@ def with_slope(w: Writer, node: Node, x: Value, alpha: float) -> Result:
 @writes("clip")
 def clip(w: Writer, node: Node, x: Value, low: float, high: float) -> Result:
     variable, order = w.at_hand(x)
-    if node.output.dtype != "float32":  # its clip is for floats alone
-        variable = w.emit("maximum", x=variable, y=np.int32(low))
-        return w.emit("minimum", x=variable, y=np.int32(high)), order
     return w.emit("clip", x=variable, alpha=np.float32(low), beta=np.float32(high)), order
 
 
 @writes("cast")
 def cast(w: Writer, node: Node, x: Value, dtype: str) -> Result:
-    if dtype == "uint8" or x.dtype == "uint8":
+    if dtype == "uint8":
         raise UnsupportedError("it has no uint8 tensors")
     variable, order = w.at_hand(x)
     return w.emit("cast", x=variable, dtype={"float32": "fp32", "int32": "int32", "bool": "bool"}[dtype]), order
@@ -146,6 +144,10 @@ def layer_norm(
 ) -> Result:
     rank, own = len(x.shape), {}
     variable, order = w.at_hand(x) if w.ane or CHANNELS_FIRST in w.held(x) else (w.form(x), identity(rank))
+    places = sorted(order.index(axis) for axis in axes)
+    if places[-1] - places[0] >= len(places):  # MIL's normalised axes are neighbours
+        order = (*(axis for axis in order if axis not in axes), *axes)
+        variable = w.form(x, order)
     whole = tuple(n if i in axes else 1 for i, n in enumerate(x.shape))
     wide = [None if v is None else v.data.reshape((1,) * (rank - len(v.shape)) + v.shape) for v in (gamma, beta)]
     wide = [None if v is None else v.transpose(order) for v in wide]
@@ -167,7 +169,13 @@ def reduction(w: Writer, node: Node, x: Value, axes: Sequence[int], keepdims: bo
     variable, order = w.at_hand(x)
     inner = sorted(order.index(axis) for axis in axes)
     kept = [axis for axis in order if keepdims or axis not in axes]
-    y = w.emit(f"reduce_{node.op}", x=variable, axes=inner, keep_dims=bool(keepdims))
+    scale = np.float32(mean_scale(node))
+    if scale == 1:
+        y = w.emit(f"reduce_{node.op}", x=variable, axes=inner, keep_dims=bool(keepdims))
+    else:
+        y = w.emit("reduce_mean", x=w.emit("mul", x=variable, y=scale), axes=inner, keep_dims=True)
+        y = w.emit("mul", x=y, y=1 / scale)
+        y = y if keepdims else w.emit("squeeze", x=y, axes=inner)
     return y, tuple(sorted(kept).index(axis) for axis in kept)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from keras_vits.graph.ir import Node, Value
 
 from .._forms import CHANNELS_FIRST, Variable, identity, turned
+from .._half import mean_scale
 from .handlers import Result, writes
 
 if TYPE_CHECKING:
@@ -170,8 +171,10 @@ def depthwise_conv2d(
 @writes("max_pool2d", "avg_pool2d")
 def pool2d(w: Writer, node: Node, x: Value, size: Sequence[int], strides: Sequence[int], pads: Pads) -> Result:
     average = {} if node.op == "max_pool2d" else {"exclude_padding_from_average": True}
+    variable, scale = w.form(x, CHANNELS_FIRST), np.float32(mean_scale(node))
+    variable = variable if scale == 1 else w.emit("mul", x=variable, y=scale)
     y = w.emit(
-        node.op.removesuffix("2d"), x=w.form(x, CHANNELS_FIRST), kernel_sizes=list(size), strides=list(strides),
+        node.op.removesuffix("2d"), x=variable, kernel_sizes=list(size), strides=list(strides),
         **_padding(pads), **average,
     )  # fmt: skip
-    return y, CHANNELS_FIRST
+    return y if scale == 1 else w.emit("mul", x=y, y=1 / scale), CHANNELS_FIRST

@@ -16,28 +16,17 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from keras_vits.graph.ir import histogram
 
+from ...headers import package_model, within
 from . import evaluate_matrix  # noqa: F401  it defines operations
 from .common import coremltools
 from .encoding import TYPES, Blobs, decode, rounded, shape_of
 from .evaluate import BROADCAST, OPS, TENSORS
 
 Arguments = dict[str, Any]  # of an operation: an array, the name of a value, or a list of them
-
-
-class _Item(msgspec.Struct):
-    path: str
-
-
-class _Manifest(msgspec.Struct):
-    """What is read of a package's Manifest.json."""
-
-    items: dict[str, _Item] = msgspec.field(name="itemInfoEntries")
-    root: str = msgspec.field(name="rootModelIdentifier")
 
 
 class Program:
@@ -58,17 +47,18 @@ class Program:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
         proto = coremltools().proto
-        from google.protobuf.message import DecodeError
-
         try:
-            manifest = msgspec.json.decode((self.path / "Manifest.json").read_bytes(), type=_Manifest)
-            model = self.path / "Data" / manifest.items[manifest.root].path
+            model = package_model(self.path)
             self.spec = proto.Model_pb2.Model.FromString(model.read_bytes())
             self._folder = model.parent
             self._files: dict[str, Blobs] = {}
             unknown = self._read()
-        except (OSError, ValueError, LookupError, TypeError, DecodeError, msgspec.MsgspecError) as e:
-            raise ValueError(f"{self.path} is not a complete .mlpackage ({e}): export the model again.") from None
+        except ImportError:
+            raise
+        except Exception as e:  # a damaged program fails where it has lost something: in protobuf, in numpy
+            raise ValueError(
+                f"{self.path} is not a complete .mlpackage ({reason_of(e)}): export the model again."
+            ) from None
         if unknown:
             raise ValueError(f"{self.path} cannot be evaluated: no reference definition of {', '.join(unknown)}.")
 
@@ -95,6 +85,12 @@ class Program:
                 self._constants[op.outputs[0].name] = self._value(op.attributes["val"])
             else:
                 self._prepare(op)
+        made = {name for _, _, outputs in self._steps for name, _, _ in outputs} | set(self.inputs)
+        if not self.outputs or not self.inputs:
+            raise ValueError("its program has no inputs or no outputs")
+        read = {name for _, arguments, _ in self._steps for name in _names(arguments)} | set(self.outputs)
+        if lost := sorted(read - made):
+            raise ValueError(f"nothing gives the values {', '.join(lost[:3])}")
         last = {name: i for i, (_, arguments, _) in enumerate(self._steps) for name in _names(arguments)}
         for name, i in last.items():  # a value goes after the last step that reads it
             if name not in self.outputs:
@@ -132,9 +128,9 @@ class Program:
         if code not in TYPES:
             raise ValueError(f"it holds a constant of the unknown type {code}")
         if value.WhichOneof("value") == "blobFileValue":
-            name = value.blobFileValue.fileName.replace("@model_path", str(self._folder))
+            name = value.blobFileValue.fileName
             if name not in self._files:
-                self._files[name] = Blobs(name)
+                self._files[name] = Blobs(within(self._folder, name.removeprefix("@model_path/"), self.path))
             array = decode(self._files[name][value.blobFileValue.offset], code, shape)
         else:
             kind = value.immediateValue.tensor.WhichOneof("value")
@@ -162,8 +158,25 @@ class Program:
             probabilities.
 
         Raises:
-            ValueError: a missing input or one of another shape.
+            ValueError: a missing input or one of another shape, or a program whose steps do not fit each other.
         """
+        values = self._given(inputs)
+        if trace is not None:
+            trace |= values
+        count = len(next(iter(values.values())))
+        for i in range(len(self._steps)):
+            try:
+                self._step(i, count, values, trace)
+            except Exception as e:  # whatever numpy raises on operands that do not belong together
+                kind, _, outputs = self._steps[i]
+                raise ValueError(
+                    f"{self.path.name} cannot be computed at {kind} {', '.join(name for name, _, _ in outputs)} "
+                    f"({reason_of(e)}): export the model again."
+                ) from None
+        return {name: values[name] for name in self.outputs}
+
+    def _given(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Name -> array (N, *shape) of each input, as the program computes with them."""
         values: dict[str, Any] = {}
         for name, (shape, kind) in self.inputs.items():
             if name not in inputs:
@@ -178,38 +191,34 @@ class Program:
             values[name] = array.astype(np.int32 if kind == "int32" else np.float32)
             if kind == "fp16":
                 values[name] = rounded(values[name], 10)
-        if trace is not None:
-            trace |= values
-        count = len(next(iter(values.values())))
-        for i, (kind, arguments, outputs) in enumerate(self._steps):
-            find = lambda v: values[v] if isinstance(v, _Name) else v
-            found = {k: [find(x) for x in v] if k == "values" else find(v) for k, v in arguments.items()}
-            if kind == "classify":
-                scores, labels = found["probabilities"].reshape(count, -1), found["classes"]
-                values[outputs[0][0]] = [labels[j] for j in scores.argmax(-1)]
-                values[outputs[1][0]] = [dict(zip(labels, row.tolist(), strict=True)) for row in scores]
-                continue
-            constant = {k for k, v in arguments.items() if k in TENSORS and not isinstance(v, _Name)}
-            if kind in BROADCAST:
-                found |= _aligned({k: v for k, v in found.items() if k in TENSORS}, constant)
-            elif "values" in found:
-                pairs = zip(found["values"], arguments["values"], strict=True)
-                found["values"] = [
-                    v if isinstance(a, _Name) else np.broadcast_to(v, (count, *v.shape)) for v, a in pairs
-                ]
-            elif constant:
-                found |= {k: np.broadcast_to(found[k], (count, *found[k].shape)) for k in constant}
-            for (name, shape, code), result in zip(outputs, self._results(kind, found), strict=True):
-                if result.shape[1:] != shape:
-                    raise ValueError(
-                        f"{kind} gave {name} the shape {result.shape[1:]}; {self.path.name} declares {shape}."
-                    )
-                values[name] = rounded(result, code)
-                if trace is not None:
-                    trace[name] = values[name]
-            for name in self._free.get(i, ()):
-                values.pop(name, None)
-        return {name: values[name] for name in self.outputs}
+        return values
+
+    def _step(self, i: int, count: int, values: dict[str, Any], trace: dict[str, np.ndarray] | None) -> None:
+        """Computes a step of the program from the values so far, adds what it gives, and drops what no other reads."""
+        kind, arguments, outputs = self._steps[i]
+        find = lambda v: values[v] if isinstance(v, _Name) else v
+        found = {k: [find(x) for x in v] if k == "values" else find(v) for k, v in arguments.items()}
+        if kind == "classify":
+            scores, labels = found["probabilities"].reshape(count, -1), found["classes"]
+            values[outputs[0][0]] = [labels[j] for j in scores.argmax(-1)]
+            values[outputs[1][0]] = [dict(zip(labels, row.tolist(), strict=True)) for row in scores]
+            return
+        constant = {k for k, v in arguments.items() if k in TENSORS and not isinstance(v, _Name)}
+        if kind in BROADCAST:
+            found |= _aligned({k: v for k, v in found.items() if k in TENSORS}, constant)
+        elif "values" in found:
+            pairs = zip(found["values"], arguments["values"], strict=True)
+            found["values"] = [v if isinstance(a, _Name) else np.broadcast_to(v, (count, *v.shape)) for v, a in pairs]
+        elif constant:
+            found |= {k: np.broadcast_to(found[k], (count, *found[k].shape)) for k in constant}
+        for (name, shape, code), result in zip(outputs, self._results(kind, found), strict=True):
+            if result.shape[1:] != shape:
+                raise ValueError(f"it gave {name} the shape {result.shape[1:]}; the file declares {shape}")
+            values[name] = rounded(result, code)
+            if trace is not None:
+                trace[name] = values[name]
+        for name in self._free.get(i, ()):
+            values.pop(name, None)
 
     def ranges(self, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, tuple[float, float]]:
         """Name of an input or of an intermediate value -> (lowest, highest) number that it takes over all batches.
@@ -226,6 +235,12 @@ class Program:
                     low, high = found.get(name, (np.inf, -np.inf))
                     found[name] = (min(low, float(array.min())), max(high, float(array.max())))
         return found
+
+
+def reason_of(e: Exception) -> str:
+    """The first line of an error's message, for another message; with its class where it is no sentence."""
+    text = " ".join(str(e).split())[:200].rstrip(".:")
+    return text if isinstance(e, ValueError) and text else f"{type(e).__name__} {text}".strip()
 
 
 class _Name(str):

@@ -10,7 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from keras_vits._util.progress import progress
+
 from ... import artifact as artifacts
+from .._batches import checked
 from .common import COMPUTE_UNITS, METADATA, check_option, coremltools
 from .mlprogram import Program
 
@@ -25,7 +28,7 @@ def load(artifact: artifacts.Artifact, compute_units: str | None = None) -> Runn
         compute_units: what a Mac runs it on, see `export`; what the file was exported with by default.
 
     Raises:
-        ValueError: a damaged file, or unknown compute units.
+        ValueError: a damaged file, one that is not the one that was written, or unknown compute units.
         ImportError: coremltools is not installed.
     """
     return Runner(artifact, compute_units)
@@ -54,7 +57,7 @@ class Runner:
     """
 
     def __init__(self, artifact: artifacts.Artifact, compute_units: str | None = None) -> None:
-        self.artifact = artifact
+        self.artifact = artifacts.check(artifact)
         self._program = Program(artifact.path)
         metadata = self._program.spec.description.metadata.userDefined
         self.compute_units: str = compute_units or _written(artifact, metadata.get(METADATA, "{}")).compute_units
@@ -84,10 +87,10 @@ class Runner:
             outputs a dict of their names and values.
 
         Raises:
-            ValueError: an input is missing or unknown, or its shape or number of examples does not fit.
+            ValueError: see `_batches.checked`.
         """
-        given = self._given(inputs)
         specs = self.artifact.inputs
+        given = checked(inputs, specs, self.artifact.path.name)
         count, batch = len(given[specs[0].name]), specs[0].shape[0]
         groups = {}
         for spec in specs:
@@ -97,33 +100,10 @@ class Runner:
         pixels = max(math.prod(spec.shape) for spec in specs)
         at_once = max(1, 2**20 // pixels)  # a few feature maps of this many pixels fit the caches
         starts = range(0, -(-count // batch), at_once)
-        parts = [self._run({name: x[i : i + at_once] for name, x in groups.items()}) for i in starts]
+        runs = progress(starts, f"Running {self.artifact.path.name}")
+        parts = [self._run({name: x[i : i + at_once] for name, x in groups.items()}) for i in runs]
         found = {name: np.concatenate([p[name] for p in parts]).astype(np.float32)[:count] for name in parts[0]}
         return found if len(found) > 1 else next(iter(found.values()))
-
-    def _given(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> Arrays:
-        """Input name -> array, checked against the artifact."""
-        specs, file = self.artifact.inputs, self.artifact.path.name
-        names = ", ".join(spec.name for spec in specs)
-        if not isinstance(inputs, Mapping):
-            if len(specs) != 1:
-                raise ValueError(f"{file} takes several inputs, {names}: pass a dictionary of their names and arrays.")
-            inputs = {specs[0].name: inputs}
-        if set(inputs) != {spec.name for spec in specs}:
-            raise ValueError(f"{file} takes {names}; received {', '.join(map(str, inputs)) or 'nothing'}.")
-        given = {spec.name: np.asarray(inputs[spec.name]) for spec in specs}
-        for spec in specs:
-            size, array = spec.shape[1:], given[spec.name]
-            if array.shape[1:] != size:
-                what = "images" if spec.is_image else f"{spec.name!r} of shape"
-                raise ValueError(f"{file} takes {what} {size}; received {array.shape[1:]}.")
-        counts = {len(array) for array in given.values()}
-        if len(counts) != 1 or 0 in counts:
-            raise ValueError(
-                f"{file} takes one example or more, the same number in each input; received "
-                f"{', '.join(str(len(array)) for array in given.values())}."
-            )
-        return given
 
     def _run(self, groups: Arrays) -> Arrays:
         """Name of an input -> (n,B,...), or n pictures (n,H,W,C) -> name of an output -> (n * B, ...)."""

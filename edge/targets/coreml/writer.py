@@ -7,19 +7,35 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import pathlib
 import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_vits._util import files
 from keras_vits.graph.ir import Graph, Node, Value
 
 from .._forms import CHANNELS_FIRST, Forms, Order, UnsupportedError, Variable, identity
+from .._types import lowered
 from . import handlers_matrix  # noqa: F401  it registers handlers
-from .common import LAYOUTS, alone_and_quiet, check_option, coremltools
+from .common import LAYOUTS, alone_and_quiet, check_option, coremltools, release, tied
 from .handlers import HANDLERS
 from .layout import default_layout, neural_engine
+
+NUMBER = ("float32", "int32")
+ANY = ("float32", "int32", "bool")
+TYPES = {  # of the tensors that MIL's operations of iOS 15 take; float32 where nothing is said
+    **dict.fromkeys("add sub mul maximum minimum pow floor_div mod abs neg sign square".split(), NUMBER),
+    **dict.fromkeys("equal not_equal greater greater_equal less less_equal".split(), NUMBER),
+    **dict.fromkeys("sum max min prod argmax top_k gather".split(), NUMBER),
+    **dict.fromkeys("logical_and logical_or logical_not".split(), ("bool",)),
+    **dict.fromkeys("reshape transpose concat slice tile reverse cast where".split(), ANY),
+    "dequantize": ("int32",),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +114,7 @@ def write(
     names, output_names = file_names(graph, outputs)
     fused = targets[target] >= ct.target.iOS18  # attention is one operation
     graph = (neural_engine(graph) if layout == "ane" else default_layout(graph, fused)).check()
-    with alone_and_quiet():
+    with alone_and_quiet() as folder:
         writer = Writer(graph, targets[target], pixels, layout == "ane", fused)
         program = writer.program(names, output_names)
         options = {}
@@ -112,7 +128,7 @@ def write(
         # The writer leaves few transposes, and coremltools' own hunt for them breaks graphs (apple/coremltools#2784).
         passes = ct.PassPipeline.DEFAULT
         passes.remove_passes({"common::reduce_transposes"})
-        return ct.convert(
+        model = ct.convert(
             program,
             source="milinternal",
             convert_to="mlprogram",
@@ -122,6 +138,25 @@ def write(
             skip_model_load=True,
             **options,
         )
+        return tied(model, folder)
+
+
+def save(model: Any, path: pathlib.Path) -> None:
+    """Writes a coremltools model as a package, the same bytes for the same model, and releases what it left elsewhere.
+
+    Args:
+        model: what `write` returned, or one that is `tied` as it is.
+        path: of the .mlpackage, which has not its name yet.
+    """
+    model.save(str(path))
+    release(model)
+    manifest = json.loads((path / "Manifest.json").read_text(encoding="utf-8"))
+    content = files.sha256(path / "Data")
+    entries = manifest["itemInfoEntries"]  # under identifiers that are drawn anew each time
+    new = {old: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{content}/{entries[old]['path']}")).upper() for old in entries}
+    manifest["itemInfoEntries"] = {new[old]: entries[old] for old in sorted(entries, key=lambda old: new[old])}
+    manifest["rootModelIdentifier"] = new[manifest["rootModelIdentifier"]]
+    (path / "Manifest.json").write_text(json.dumps(manifest, indent=4) + "\n", encoding="utf-8")
 
 
 def _declared(value: Value, name: str, pixels: Mapping[str, Pixels]) -> Any:
@@ -189,10 +224,10 @@ class Writer(Forms):
         if node.op not in HANDLERS:
             raise ValueError(f"Core ML has no operation for {node.op!r} in layer {node.layer!r}.")
         try:
-            results = HANDLERS[node.op](self, node, *node.inputs, **node.attrs)
+            for part in lowered(node, TYPES):
+                self.keep(part.outputs, HANDLERS[part.op](self, part, *part.inputs, **part.attrs))
         except UnsupportedError as e:
             raise ValueError(f"{node.op!r} in layer {node.layer!r} cannot be written for Core ML: {e}.") from None
-        self.keep(node.outputs, results)
 
     def output(self, value: Value, name: str) -> Variable:
         """A variable of this name that holds an output of the Graph; Core ML gives no booleans."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from ...artifact import Artifact
 from .._protocol import Target, Traits
+from .._steps import Steps
 from .exporter import export
 from .handlers import HANDLERS
 from .packages import require
@@ -50,6 +51,12 @@ def _offenders(artifact: Artifact) -> tuple[str, ...] | None:
     return None
 
 
+def _steps(artifact: Artifact) -> Steps:
+    from .stepwise import steps
+
+    return steps(artifact)
+
+
 def _quantized(runner: Any) -> tuple[Any, ...]:
     """See `Traits.quantized`."""
 
@@ -78,6 +85,7 @@ TARGET = Target(
         pixels="uint8",
         pixel_option="uint8_input",
         restarts=True,
+        steps=_steps,
         profiled=True,
         order=order,
         partitions=Runner.partitions,

@@ -7,7 +7,6 @@ import pathlib
 import typing
 from collections.abc import Mapping, Sequence
 
-from keras_vits._util import files
 from keras_vits.graph.rewrite import with_pixels
 
 from ... import artifact as artifacts
@@ -39,11 +38,12 @@ def export(
     license: str = "",
     version: str = "",
     name: str | None = None,
+    overwrite: bool = False,
 ) -> Artifact:
     """Writes a model as a float32 .tflite file.
 
     Args:
-        model: a `VisionModel`, or any functional `keras.Model` of one image input.
+        model: a `VisionModel`, or any functional `keras.Model`.
         folder: where `<name>_float32.tflite` and its .json go; made if it is missing.
         batch: B, static.
         image_size: pixels, or (height, width), of the file's images, if not the model's own; see `VisionModel.resized`.
@@ -58,13 +58,15 @@ def export(
         kinds: name -> kind of output, of a foreign model whose graph does not tell it; see `specs.read_outputs`.
         author, license, version: texts for the file's metadata, beside name, labels and normalisation.
         name: of the file and the artifact; the model's name by default.
+        overwrite: whether another file of this name may be replaced; one of the same bytes is written anew.
 
     Returns:
         An `Artifact`. Class names, when the model has them, lie in the file's metadata as `labels.txt`.
 
     Raises:
         ValueError: an operation without a translation (named with its layer), an unknown head, layout, layer or output,
-            an image size that the weights do not fit, or a folder that cannot be written. Nothing is half-written.
+            an image size that the weights do not fit, a name that is no plain file name or that another file has, or a
+            folder that cannot be written. Nothing is half-written.
     """
     schema()  # a missing package is told before the work
     ready = prepare(
@@ -80,17 +82,12 @@ def export(
         name=name,
     )
     outputs = tuple(spec.name for spec in ready.outputs)
-    about = metadata(
-        ready.name, ready.inputs[0], ready.preprocessing, outputs, ready.class_names, author, license, version
-    )
+    about = metadata(ready.name, ready.inputs, ready.outputs, author, license, version)
     content = write(ready.graph, outputs, about, signatures)
-    path = pathlib.Path(folder) / f"{ready.name}_float32.tflite"
     trained_for = getattr(ready.model, "trained_for", None)
-    with files.alone(path.parent):
-        tools = {**ready.tools, "litert_runtime": save(path, content, ready.class_names)}
-        return artifacts.make(
-            path,
-            tools=tools,
+    with artifacts.writing(folder, f"{ready.name}_float32.tflite", overwrite=overwrite) as draft:
+        draft.describe(
+            tools={**ready.tools, "litert_runtime": save(draft.temporary, content, ready.class_names)},
             format="litert",
             recipe="float32",
             model=ready.name,
@@ -99,13 +96,14 @@ def export(
             operations=ready.operations,
             trained_for=dataclasses.asdict(trained_for) if trained_for else {},
         )
+    return draft.artifact
 
 
 def save(path: pathlib.Path, content: bytes | memoryview, class_names: Sequence[str]) -> str:
-    """Writes a file whole, after an interpreter has accepted it.
+    """Writes a file that an interpreter accepts.
 
     Args:
-        path: of the file.
+        path: of the file, which has not its name yet.
         content: of it.
         class_names: that are put into it as `labels.txt`.
 
@@ -113,9 +111,8 @@ def save(path: pathlib.Path, content: bytes | memoryview, class_names: Sequence[
         Name and version of the runtime.
 
     Raises:
-        ValueError: the runtime cannot run it, or the folder cannot be written.
+        ValueError: the runtime cannot run it.
     """
-    with files.writing(path) as temporary:
-        temporary.write_bytes(content)
-        add_labels(temporary, class_names)
-        return runtime.checked(temporary)
+    path.write_bytes(content)
+    add_labels(path, class_names)
+    return runtime.checked(path)

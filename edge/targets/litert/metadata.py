@@ -13,20 +13,18 @@ import zipfile
 from collections.abc import Sequence
 from typing import Any
 
-from keras_vits.preprocess import Preprocessing
-from keras_vits.specs import InputSpec
+from keras_vits.specs import CLASSIFYING, InputSpec, OutputSpec
 
 LABELS = "labels.txt"
 TENSOR_AXIS_LABELS, IMAGE_PROPERTIES, NORMALIZATION_OPTIONS = 2, 2, 1  # values of the schema's enums and unions
 RGB, GRAYSCALE = 1, 2
+NAMED = (*CLASSIFYING, "multilabel", "mask")  # kinds whose last axis has an entry for each class
 
 
 def metadata(
     name: str,
-    spec: InputSpec,
-    preprocessing: Preprocessing | None,
-    outputs: Sequence[str],
-    class_names: Sequence[str],
+    inputs: Sequence[InputSpec],
+    outputs: Sequence[OutputSpec],
     author: str = "",
     license: str = "",
     version: str = "",
@@ -35,10 +33,8 @@ def metadata(
 
     Args:
         name: of the model.
-        spec: the artifact's `InputSpec`.
-        preprocessing: a `Preprocessing`, or `None` when it is not known.
-        outputs: names of the outputs.
-        class_names: K names; then the first output is said to have them as labels.
+        inputs: the artifact's, in the file's order; the normalisation of an image is theirs.
+        outputs: the artifact's, in the file's order; one that has class names is said to have them as labels.
         author, license, version: texts; none where they are empty.
     """
     import flatbuffers
@@ -67,28 +63,32 @@ def metadata(
             b.PrependFloat32(value)
         return b.EndVector()
 
-    _, height, width, channels = spec.shape if len(spec.shape) == 4 else (1, 0, 0, 0)
-    size = table((0, "Uint32", width), (1, "Uint32", height))
-    properties = table((0, "Int8", {1: GRAYSCALE, 3: RGB}.get(channels, 0)), (1, "offset", size))
-    content = table((0, "Uint8", IMAGE_PROPERTIES), (1, "offset", properties))
-    units = []
-    if preprocessing is not None:
-        pixels = spec.dtype == "uint8"  # the normalisation is in the graph already
-        mean, std = (
-            floats([0.0 if pixels else 255 * m for m in preprocessing.mean]),
-            floats([1.0 if pixels else 255 * s for s in preprocessing.std]),
-        )
-        units = [
-            table((0, "Uint8", NORMALIZATION_OPTIONS), (1, "offset", table((0, "offset", mean), (1, "offset", std))))
-        ]
-    image = table((0, "offset", b.CreateString(spec.name)), (3, "offset", content), (4, "offset", vector(units)))
+    def described(spec: InputSpec) -> int:
+        if not spec.is_image:
+            return table((0, "offset", b.CreateString(spec.name)))
+        _, height, width, channels = spec.shape
+        size = table((0, "Uint32", width), (1, "Uint32", height))
+        properties = table((0, "Int8", {1: GRAYSCALE, 3: RGB}.get(channels, 0)), (1, "offset", size))
+        content = table((0, "Uint8", IMAGE_PROPERTIES), (1, "offset", properties))
+        units = []
+        if spec.preprocessing:
+            pixels = spec.dtype == "uint8"  # the normalisation is in the graph already
+            mean, std = (
+                floats([0.0 if pixels else 255 * m for m in spec.preprocessing["mean"]]),
+                floats([1.0 if pixels else 255 * s for s in spec.preprocessing["std"]]),
+            )
+            options = table((0, "offset", mean), (1, "offset", std))
+            units = [table((0, "Uint8", NORMALIZATION_OPTIONS), (1, "offset", options))]
+        return table((0, "offset", b.CreateString(spec.name)), (3, "offset", content), (4, "offset", vector(units)))
+
+    given = [described(spec) for spec in inputs]
     found = []
-    for i, output in enumerate(outputs):
+    for output in outputs:
         files = []
-        if class_names and i == 0 and output in ("logits", "probabilities"):
+        if output.class_names and output.kind in NAMED:
             files = [table((0, "offset", b.CreateString(LABELS)), (2, "Int8", TENSOR_AXIS_LABELS))]
-        found.append(table((0, "offset", b.CreateString(output)), (6, "offset", vector(files))))
-    main = table((2, "offset", vector([image])), (3, "offset", vector(found)))
+        found.append(table((0, "offset", b.CreateString(output.name)), (6, "offset", vector(files))))
+    main = table((2, "offset", vector(given)), (3, "offset", vector(found)))
     texts = {0: name, 1: "Written by keras_vits", 2: version, 4: author, 5: license}
     root = table(
         *((slot, "offset", b.CreateString(text)) for slot, text in texts.items() if text),
@@ -110,6 +110,6 @@ def labels(path: str | pathlib.Path) -> tuple[str, ...]:
     """The class names in a .tflite file, or ()."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return tuple(archive.read(LABELS).decode().splitlines())
+            return tuple(archive.read(LABELS).decode().removesuffix("\n").split("\n"))
     except (zipfile.BadZipFile, KeyError):
         return ()

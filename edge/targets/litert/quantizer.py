@@ -7,8 +7,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from keras_vits._util import files
-
 from ... import artifact as artifacts
 from ...artifact import Artifact
 from ...quantize.calibration import batches
@@ -25,6 +23,7 @@ def quantize(
     folder: str | pathlib.Path | None = None,
     *,
     float_layers: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> Artifact:
     """Quantizes a float32 .tflite file.
 
@@ -32,18 +31,21 @@ def quantize(
         artifact: what `export` returned.
         recipe: name of one of `recipes.RECIPES`, such as `"dynamic_int8"` or `"static_int8"`.
         calibration: images as the file takes them: an array (N,H,W,C), a data set that yields batches of images or
-            (images, labels), or a folder of pictures. Some tens of real images are enough; all are held in memory. A
-            static recipe needs them, unless `edge.qat` made the model for it and so chose the ranges; every integer one
-            gets nearer to the float file with them.
+            (images, labels), a function that returns one, or a folder of pictures; of a file with several inputs, name
+            -> array. Some tens of real images are enough; all are held in memory, but no more than 1,000 of what may
+            have no end. A static recipe needs them, unless `edge.qat` made the model for it and so chose the ranges;
+            every integer one gets nearer to the float file with them.
         folder: where the new file goes; beside the float one by default.
         float_layers: names of layers, or of what they lie in (`"block_3"`), that stay in float.
+        overwrite: whether another file of this name may be replaced; one of the same bytes is written anew.
 
     Returns:
         The `Artifact` of `<model>_<recipe>.tflite`, with `_float<n>` in its name where n layers were named.
 
     Raises:
-        ValueError: an unknown recipe or layer, an artifact that is not a float32 .tflite file, or calibration that is
-            missing, empty, of another shape, or not finite.
+        ValueError: an unknown recipe or layer, an artifact that is not a float32 .tflite file or not the file that was
+            written, calibration that is missing, empty, of another shape, or not finite, or a name that another file
+            has.
     """
     chosen = checked_recipe(recipe, "litert")
     if artifact.format != "litert" or artifact.recipe != "float32":
@@ -56,16 +58,19 @@ def quantize(
     if choice is None:
         check_calibrated(chosen, calibration)
     require("ai_edge_quantizer.quantizer")
+    artifacts.check(artifact)
+    float_layers = tuple(dict.fromkeys(float_layers))
     images = None
     if calibration is not None:
-        images = list(batches(calibration, artifact.input, artifact.preprocessing, "reading images"))
+        images = list(batches(calibration, artifact.inputs, "reading images"))
     content = Preparation(artifact.path.read_bytes(), chosen, images, float_layers, choice=choice).quantized()
     mixed = f"_float{len(float_layers)}" if float_layers else ""
-    path = pathlib.Path(folder or artifact.path.parent) / f"{artifact.model}_{chosen.name}{mixed}.tflite"
-    with files.alone(path.parent):
+    name = f"{artifact.model}_{chosen.name}{mixed}.tflite"
+    with artifacts.writing(folder or artifact.path.parent, name, overwrite=overwrite) as draft:
         tools = {
             **artifact.tools,
-            "litert_runtime": save(path, content, artifact.class_names),
+            "litert_runtime": save(draft.temporary, content, artifact.class_names),
             "ai_edge_quantizer": importlib.metadata.version("ai-edge-quantizer"),
         }
-        return artifacts.remake(artifact, path, recipe=chosen.name, tools=tools, trained_for={})
+        draft.describe(**artifacts.like(artifact, recipe=chosen.name, tools=tools, trained_for={}))
+    return draft.artifact

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import pathlib
+import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_vits._util.progress import progress
+from keras_vits._util.terminal import quiet
 from keras_vits.graph.ir import histogram
 from keras_vits.specs import InputSpec
 
-from ...artifact import Artifact
+from ...artifact import Artifact, check
 from .._batches import join, split
 from .packages import INSTALL, require
 
@@ -33,8 +37,9 @@ def load(artifact: Artifact, threads: int = 2) -> Runner:
         threads: for the interpreter.
 
     Raises:
-        ValueError: see `Runner`.
+        ValueError: see `Runner`, or the file is not the one that was written.
     """
+    check(artifact)
     return Runner(artifact.path, threads, artifact.inputs, artifact.output_names)
 
 
@@ -46,9 +51,10 @@ def interpreter_class() -> tuple[Any, str]:
     """
     for module, package in PACKAGES:
         try:
-            cls = importlib.import_module(
-                f"{module}.interpreter" if module != "tensorflow.lite" else "tensorflow"
-            ).__dict__
+            with quiet():
+                cls = importlib.import_module(
+                    f"{module}.interpreter" if module != "tensorflow.lite" else "tensorflow"
+                ).__dict__
             cls = cls["Interpreter"] if "Interpreter" in cls else cls["lite"].Interpreter
             return cls, f"{module} {importlib.metadata.version(package)}"
         except (ImportError, KeyError):
@@ -73,26 +79,55 @@ def opened(path: str | pathlib.Path, **options: Any) -> tuple[Any, str]:
             head = file.read(8)
     if head[4:] != b"TFL3":
         raise ValueError(f"{path} is not a .tflite file: {'it does not start like one' if head else 'no such file'}.")
-    cls, runtime = interpreter_class()
     try:
-        with warnings.catch_warnings(action="ignore"):  # TensorFlow's, taken where no other is there, is deprecated
-            interpreter = cls(model_path=str(path), **options)
-        interpreter.allocate_tensors()
+        return _allocated(path, **options)
     except (ValueError, RuntimeError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ValueError(
-            f"{path} cannot be run: the file is truncated or damaged ({reason}). Export it again."
+            f"{path} cannot be run: the file is truncated or damaged ({_first_line(e)}). Export it again."
         ) from None
+
+
+def _allocated(path: pathlib.Path, **options: Any) -> tuple[Any, str]:
+    cls, runtime = interpreter_class()
+    # TensorFlow's, taken where no other is there, is deprecated; all of them tell stderr of XNNPACK
+    with warnings.catch_warnings(action="ignore"), quiet(show_failure=False):
+        interpreter = cls(model_path=str(path), **options)
+        interpreter.allocate_tensors()
     return interpreter, runtime
 
 
+def _first_line(e: Exception) -> str:
+    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+
+
 def checked(path: str | pathlib.Path) -> str:
-    """The runtime's "package version", after it has accepted a file.
+    """The runtime's "package version", after it has accepted a file that was just written.
 
     Raises:
-        ValueError: see `opened`.
+        ValueError: it refuses an operation, which is named with its layer.
     """
-    return opened(path, experimental_op_resolver_type=_without_delegates())[1]
+    path = pathlib.Path(path)
+    try:
+        return _allocated(path, experimental_op_resolver_type=_without_delegates())[1]
+    except (ValueError, RuntimeError) as e:
+        raise ValueError(
+            f"{interpreter_class()[1]} refuses {_refused(path, str(e))} of the file that was to be written "
+            f"({_first_line(e)}): nothing was written. Compute that layer by other operations, and report this."
+        ) from None
+
+
+def _refused(path: pathlib.Path, said: str) -> str:
+    """The operation that the runtime names by its number, with its layer."""
+    from .flatbuffer import File
+
+    found = re.search(r"[Nn]ode number (\d+) \((\w+)\)", said)
+    if found is None:
+        return "an operation"
+    file, number = File(path.read_bytes()), int(found[1])
+    if number >= len(file.main.operators):
+        return f"the operation {found[2]}"
+    layer = file.name(file.main.operators[number].outputs[0]).rpartition("/")[0]
+    return f"the operation {found[2]} in layer {layer!r}"
 
 
 def of_bytes(content: bytes, keep: bool = False) -> Any:
@@ -103,25 +138,50 @@ def of_bytes(content: bytes, keep: bool = False) -> Any:
         keep: whether it keeps every tensor, and runs slowly.
     """
     options = dict(experimental_op_resolver_type=_without_delegates(), experimental_preserve_all_tensors=True)
-    with warnings.catch_warnings(action="ignore"):  # "preserve_all_tensors is for debugging": it is what it is for
+    # "preserve_all_tensors is for debugging": it is what it is for
+    with warnings.catch_warnings(action="ignore"), quiet():
         interpreter = interpreter_class()[0](model_content=content, num_threads=2, **(options if keep else {}))
-    interpreter.allocate_tensors()
+        interpreter.allocate_tensors()
     return interpreter
 
 
-def outputs(interpreter: Any, images: Sequence[np.ndarray]) -> np.ndarray:
-    """The first output of an interpreter for every batch, in one float64 array."""
-    image, output = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+def alone(content: bytes) -> Any:
+    """An interpreter of a file's bytes that leaves nothing to XNNPACK."""
+    with quiet(show_failure=False):
+        made = interpreter_class()[0](model_content=content, experimental_op_resolver_type=_without_delegates())
+        made.allocate_tensors()
+    return made
+
+
+def set_inputs(interpreter: Any, arrays: Sequence[np.ndarray]) -> None:
+    """Gives an interpreter an array for each of its inputs, in the file's order."""
+    for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
+        interpreter.set_tensor(detail["index"], array)
+
+
+def outputs(interpreter: Any, images: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Every output of floating-point numbers of an interpreter for every batch, each in one float64 array."""
+    details = [d for d in interpreter.get_output_details() if np.dtype(d["dtype"]).kind == "f"]
     found = []
-    for batch in images:
-        interpreter.set_tensor(image, batch)
+    for arrays in images:
+        set_inputs(interpreter, arrays)
         interpreter.invoke()
-        found.append(interpreter.get_tensor(output).astype(np.float64))
-    return np.concatenate(found)
+        found.append([interpreter.get_tensor(d["index"]).astype(np.float64) for d in details])
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def _without_delegates() -> Any:
     return require("ai_edge_litert.interpreter").OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Says of which file the interpreter complains: of inputs that do not fit, or of operations and names in it."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as e:  # of names that are no text, too
+        reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
+        raise ValueError(f"{path} cannot be run on what it was given: {reason}") from None
 
 
 class Runner:
@@ -144,20 +204,27 @@ class Runner:
     def __init__(
         self, path: str | pathlib.Path, threads: int = 2, inputs: Sequence[InputSpec] = (), outputs: Sequence[str] = ()
     ) -> None:
+        self.path = pathlib.Path(path)
         self.interpreter, self.runtime = opened(path, num_threads=threads)
+        self.file = pathlib.Path(path).name
         self.verified_by = self.runtime
-        self.inputs = self.interpreter.get_input_details()
         self.specs = tuple(inputs)
-        count = len(self.interpreter.get_output_details())
+        with _naming(self.path):
+            self.inputs = self.interpreter.get_input_details()
+            count = len(self.interpreter.get_output_details())
+            self.signature = next(iter(self.interpreter.get_signature_list()), None)
         self.outputs = tuple(outputs) or tuple(f"output_{i}" for i in range(count))
-        self.signature = next(iter(self.interpreter.get_signature_list()), None)
 
     def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        """One invocation: arrays of the file's shapes and dtypes -> outputs in the file's order."""
-        for detail, array in zip(self.inputs, arrays, strict=True):
-            self.interpreter.set_tensor(detail["index"], array)
-        self.interpreter.invoke()
-        return [self.interpreter.get_tensor(o["index"]) for o in self.interpreter.get_output_details()]
+        """One invocation: arrays of the file's shapes and dtypes -> outputs in the file's order.
+
+        Raises:
+            ValueError: arrays of other shapes or dtypes, or a file whose operations do not fit each other.
+        """
+        with _naming(self.path):
+            set_inputs(self.interpreter, arrays)
+            self.interpreter.invoke()
+            return [self.interpreter.get_tensor(o["index"]) for o in self.interpreter.get_output_details()]
 
     def predict(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
         """Runs any number N of examples, padding the last batch with zeros.
@@ -167,14 +234,18 @@ class Runner:
 
         Returns:
             The array (N,...) of the one output, or name -> array where the file has several.
+
+        Raises:
+            ValueError: see `_batches.checked`.
         """
         count, batches = self.batches(inputs)
-        return join(self.outputs, count, [self.run(*arrays) for arrays in batches])
+        runs = progress(batches, f"Running {self.path.name}")
+        return join(self.outputs, count, [self.run(*arrays) for arrays in runs])
 
     def batches(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> tuple[int, list[list[np.ndarray]]]:
         """N, and the arrays of each invocation as the file takes them, the last one padded with zeros."""
         dtypes = [detail["dtype"] for detail in self.inputs]
-        return split(inputs, self.specs, dtypes, int(self.inputs[0]["shape"][0]))
+        return split(inputs, self.specs, dtypes, int(self.inputs[0]["shape"][0]), self.file)
 
     def partitions(self) -> int:
         """Number of XNNPACK partitions; 1 means that the whole file runs on it."""
@@ -182,7 +253,8 @@ class Runner:
 
     def histogram(self) -> dict[str, int]:
         """Number of operations in the file by name, most frequent first."""
-        names = (op["op_name"] for op in self.interpreter._get_ops_details())
+        with _naming(self.path):
+            names = [op["op_name"] for op in self.interpreter._get_ops_details()]
         return histogram(name for name in names if name != "DELEGATE")
 
 

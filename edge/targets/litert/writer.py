@@ -15,10 +15,23 @@ from keras_vits.graph.ir import Graph, Node, Value
 from keras_vits.graph.ops import same_padding
 from keras_vits.version import __version__
 
+from .._forms import UnsupportedError
+from .._types import lowered
 from .handlers import HANDLERS
 from .packages import require, schema
 
 LIMIT = 2**31 - 2**27  # bytes of constants beyond which they go behind the flatbuffer, whose own limit is 2 GiB
+NUMBER = ("float32", "int32")
+ANY = ("float32", "int32", "uint8", "bool")
+TYPES = {  # of the tensors that LiteRT's interpreter has kernels for, with XNNPACK and without; float32 otherwise
+    **dict.fromkeys("add sub mul maximum minimum pow floor_div mod neg sign".split(), NUMBER),
+    **dict.fromkeys("sum max min prod argmax top_k".split(), NUMBER),
+    **dict.fromkeys("equal not_equal greater greater_equal less less_equal".split(), NUMBER),
+    **dict.fromkeys("logical_and logical_or logical_not".split(), ("bool",)),
+    **dict.fromkeys("reshape transpose concat slice tile reverse gather cast where".split(), ANY),
+    **dict.fromkeys("pad space_to_depth depth_to_space".split(), NUMBER),
+    "dequantize": ("uint8",),
+}
 VERSIONS = {"FULLY_CONNECTED": 5, "RESIZE_BILINEAR": 3, "RESIZE_NEAREST_NEIGHBOR": 3}  # of operators; of others 1
 
 
@@ -83,7 +96,12 @@ class Writer:
     def write(self, node: Node) -> None:
         """Appends the operators that a node becomes."""
         self.layer = node.layer
-        HANDLERS[node.op](self, node)
+        try:
+            parts = lowered(node, TYPES)
+        except UnsupportedError as e:
+            self.unsupported(node, str(e))
+        for part in parts:
+            HANDLERS[part.op](self, part)
 
     # ---- tensors
 
@@ -163,17 +181,20 @@ class Writer:
         shape: Sequence[int],
         name: str,
         options: str | None = None,
+        *,
+        dtype: str = "float32",
         **fields: Any,
     ) -> int:
         """An operator whose result is an intermediate of the node; returns its tensor."""
-        out = self.tensor(shape, f"{self.layer}/{name}".lstrip("/"))
+        out = self.tensor(shape, f"{self.layer}/{name}".lstrip("/"), dtype)
         self.emit(code, inputs, [out], options, **fields)
         return out
 
     def activation(self, node: Node) -> tuple[int, int]:
         """(output tensor, fused activation): a relu or relu6 that alone reads the node's output is fused into it."""
         S, readers = self.S, self.uses.get(node.output, ())
-        if len(readers) == 1 and readers[0].op in ("relu", "relu6") and node.output not in self.graph.outputs:
+        alone = len(readers) == 1 and node.output.dtype == "float32" and node.output not in self.graph.outputs
+        if alone and readers[0].op in ("relu", "relu6"):
             self.fused.add(readers[0])
             kind = S.ActivationFunctionType.RELU if readers[0].op == "relu" else S.ActivationFunctionType.RELU6
             return self.value(readers[0].output), kind

@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from keras_vits._util import files
 from keras_vits.graph.rewrite import with_pixels
 
 from ... import artifact as artifacts
@@ -40,6 +39,7 @@ def export(
     license: str = "",
     version: str = "",
     name: str | None = None,
+    overwrite: bool = False,
 ) -> Artifact:
     """Writes a model as `<folder>/<name>_<precision>.onnx`.
 
@@ -63,14 +63,15 @@ def export(
         license: see `author`.
         version: see `author`.
         name: of the file and the artifact; the model's name by default.
+        overwrite: whether another file of this name may be replaced; one of the same bytes is written anew.
 
     Returns:
         An `Artifact`. Outputs of a model that has several are named as the model names them.
 
     Raises:
         ValueError: an operation or a type that ONNX or ONNX Runtime lacks (named with its layer), an unknown precision,
-            head, layout or layer, an image size that the weights do not fit, a file of more than 2 GiB, or a folder
-            that cannot be written. Nothing is half-written.
+            head, layout or layer, an image size that the weights do not fit, a file of more than 2 GiB, a name that is
+            no plain file name or is taken by another file, or a folder that cannot be written. Nothing is half-written.
         ImportError: onnx or onnxruntime is not installed.
     """
     onnx()
@@ -91,7 +92,7 @@ def export(
     )
     outputs = _unique([spec.name for spec in ready.outputs], {value.name for value in ready.graph.inputs})
     specs = tuple(dataclasses.replace(spec, name=name) for spec, name in zip(ready.outputs, outputs, strict=True))
-    class_names, preprocessing = ready.class_names, ready.preprocessing
+    class_names = ready.class_names
     about = {
         "model": ready.name,
         "author": author,
@@ -100,15 +101,13 @@ def export(
         "head": head,
         "layout": layout,
         "class_names": json.dumps(class_names, ensure_ascii=False) if class_names else "",
-        "preprocessing": json.dumps(dataclasses.asdict(preprocessing)) if preprocessing else "",
+        "preprocessing": json.dumps(ready.preprocessing) if ready.preprocessing else "",
     }
     metadata = {key: text for key, text in about.items() if text}
     written = write(ready.graph, outputs, precision=precision, metadata=metadata)
-    path = pathlib.Path(folder) / f"{ready.name}_{precision}.onnx"
-    with files.alone(path.parent):
-        save(path, written)
-        return artifacts.make(
-            path,
+    with artifacts.writing(folder, f"{ready.name}_{precision}.onnx", overwrite=overwrite) as draft:
+        save(draft.temporary, written)
+        draft.describe(
             format="onnx",
             recipe=precision,
             model=ready.name,
@@ -117,6 +116,7 @@ def export(
             tools={**ready.tools, **versions()},
             operations=ready.operations,
         )
+    return draft.artifact
 
 
 def _unique(names: Sequence[str], taken: set[str]) -> tuple[str, ...]:

@@ -10,14 +10,14 @@ import collections
 import contextlib
 import logging
 import pathlib
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_vits._util import files
 from keras_vits._util.progress import progress
+from keras_vits._util.scratch import redirected
 
 from ... import artifact as artifacts
 from ...artifact import Artifact
@@ -28,6 +28,7 @@ from .runtime import onnxruntime, save, session, versions
 from .writer import add_shapes, onnx
 
 DENSE = ("MatMul", "Gemm")
+DECIDING = ("Reshape", "Flatten", "Squeeze", "Transpose", "Softmax", "Sigmoid")  # between logits and what a file gives
 COMPARED = 32  # batches, at most, on which the ways to choose ranges are compared
 
 
@@ -37,7 +38,8 @@ def quantize(
     calibration: Any = None,
     folder: str | pathlib.Path | None = None,
     *,
-    float_layers: tuple[str, ...] = (),
+    float_layers: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> Artifact:
     """Quantizes a float32 .onnx file.
 
@@ -46,17 +48,20 @@ def quantize(
         recipe: `"dynamic_int8"`, 8-bit weights and dynamically quantized inputs of dense layers; or `"static_int8"`,
             8-bit weights and activations in dense layers and convolutions.
         calibration: images as the file takes them, for `"static_int8"`: an array (N,H,W,C), a data set that yields
-            batches of images or (images, labels), or a folder of pictures. Some tens of real images are enough; all are
-            held in memory.
+            batches of images or (images, labels), a function that returns one, or a folder of pictures; of a file with
+            several inputs, name -> array. Some tens of real images are enough; all are held in memory, but no more than
+            1,000 of what may have no end.
         folder: where the new file goes; beside the float one by default.
         float_layers: names of layers, or of what they lie in (`"block_3"`), that stay in float.
+        overwrite: whether another file of this name may be replaced; one of the same bytes is written anew.
 
     Returns:
         The `Artifact` of `<model>_<recipe>.onnx`, with `_float<n>` in its name where n layers were named.
 
     Raises:
-        ValueError: an unknown recipe or layer, an artifact that is not a float32 .onnx file, or calibration that is
-            missing, empty, of another shape, or not finite.
+        ValueError: an unknown recipe or layer, an artifact that is not a float32 .onnx file or not the file that was
+            written, calibration that is missing, empty, of another shape, or not finite, or a name that another file
+            has.
         ImportError: onnx or onnxruntime is not installed.
     """
     chosen = checked_recipe(recipe, "onnx")
@@ -68,19 +73,25 @@ def quantize(
         )
     check_calibrated(chosen, calibration)
     onnxruntime()
+    artifacts.check(artifact)
+    float_layers = tuple(dict.fromkeys(float_layers))
     model = onnx().load(str(artifact.path))
     left_out = _nodes_of(model, float_layers)
     if chosen.needs_calibration:
-        images = list(batches(calibration, artifact.input, artifact.preprocessing, "reading images"))
-        model = _static(model, images, artifact.input.name, left_out)
+        names = [spec.name for spec in artifact.inputs]
+        arrays = batches(calibration, artifact.inputs, "reading images")
+        images = [dict(zip(names, batch, strict=True)) for batch in arrays]
+        model = _static(model, images, left_out)
     else:
         model = _dynamic(model, left_out)
     add_shapes(model)
     mixed = f"_float{len(float_layers)}" if float_layers else ""
-    path = pathlib.Path(folder or artifact.path.parent) / f"{artifact.model}_{chosen.name}{mixed}.onnx"
-    with files.alone(path.parent):
-        save(path, model)
-        return artifacts.remake(artifact, path, recipe=chosen.name, tools={**artifact.tools, **versions()})
+    name = f"{artifact.model}_{chosen.name}{mixed}.onnx"
+    with artifacts.writing(folder or artifact.path.parent, name, overwrite=overwrite) as draft:
+        save(draft.temporary, model)
+        tools = {**artifact.tools, **versions()}
+        draft.describe(**artifacts.like(artifact, recipe=chosen.name, tools=tools))
+    return draft.artifact
 
 
 def _nodes_of(model: Any, layers: Sequence[str]) -> list[str]:
@@ -106,8 +117,8 @@ def _quietly() -> Iterator[None]:
 def _dynamic(model: Any, left_out: Sequence[str]) -> Any:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as folder, _quietly():
-        path = pathlib.Path(folder) / "dynamic.onnx"
+    with redirected("onnxruntime.quantization.quant_utils") as folder, _quietly():
+        path = folder / "dynamic.onnx"
         quantize_dynamic(
             model,
             path,
@@ -117,23 +128,26 @@ def _dynamic(model: Any, left_out: Sequence[str]) -> Any:
             nodes_to_exclude=left_out,
             extra_options={"MatMulConstBOnly": True},
         )
-        return onnx().load(str(path))
+        quantized = onnx().load(str(path))
+    shutil.rmtree(folder, ignore_errors=True)
+    return quantized
 
 
-def _static(model: Any, images: Sequence[np.ndarray], name: str, left_out: Sequence[str]) -> Any:
+def _static(model: Any, images: Sequence[Mapping[str, np.ndarray]], left_out: Sequence[str]) -> Any:
     """The model with the ranges, of those that the methods choose, that change its outputs least."""
     model, few = _as_gemm(model), images[:COMPARED]
     nodes = _layers(model, left_out)
     if not nodes:
         raise ValueError("No dense layer or convolution is left to quantize: name fewer float_layers.")
-    histograms = _observed(model, nodes, images, name)
-    expected = _outputs(model, few, name)
+    histograms = _observed(model, nodes, images)
+    expected = _outputs(model, few)
     found = []
     for method in q.METHODS:
         ranges = {tensor: histogram.range(method) for tensor, histogram in histograms.items()}
         quantized = _with_ranges(model, ranges, [node.name for node in nodes])
-        pairs = zip(expected, _outputs(quantized, few, name), strict=True)
-        found.append((sum(float(np.square(a - b, dtype=np.float64).sum()) for a, b in pairs), quantized))
+        pairs = zip(expected, _outputs(quantized, few), strict=True)
+        squared = lambda x: float(np.square(x, dtype=np.float64).sum())
+        found.append((sum(squared(a - b) / max(squared(a), 1e-30) for a, b in pairs), quantized))
     return min(found, key=lambda pair: pair[0])[1]
 
 
@@ -173,20 +187,36 @@ def _as_gemm(model: Any) -> Any:
 
 
 def _layers(model: Any, left_out: Sequence[str]) -> list[Any]:
-    """Nodes of the dense layers and convolutions to quantize, in the order of the file."""
+    """Nodes of the dense layers and convolutions to quantize, in the order of the file.
+
+    A convolution that gives the logits stays in float: its outputs would be rounded to 256 values, which makes ties of
+    close classes. A dense layer's outputs are not rounded.
+    """
     weights = {tensor.name for tensor in model.graph.initializer}
+    made = {name: node for node in model.graph.node for name in node.output}
+    deciding = set()
+    for output in model.graph.output:
+        name = output.name if len(output.type.tensor_type.shape.dim) == 2 else ""
+        while name in made and made[name].op_type in DECIDING:
+            name = made[name].input[0]
+        deciding.add(name)
     kinds = (*DENSE, "Conv")
     nodes = [node for node in model.graph.node if node.op_type in kinds and node.input[1] in weights]
-    return [node for node in nodes if node.name not in left_out]
+    return [
+        node
+        for node in nodes
+        if node.name not in left_out and not (node.op_type == "Conv" and node.output[0] in deciding)
+    ]
 
 
-def _outputs(model: Any, images: Sequence[np.ndarray], name: str) -> list[np.ndarray]:
-    """All float outputs of all batches, in a list of arrays."""
+def _outputs(model: Any, images: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
+    """Every float output of all batches, each in one array."""
     run = session(model.SerializeToString()).run
-    return [y for x in images for y in run(None, {name: x}) if y.dtype == np.float32]
+    found = zip(*(run(None, dict(inputs)) for inputs in images), strict=True)
+    return [np.concatenate(parts) for parts in found if parts[0].dtype == np.float32]
 
 
-def _observed(model: Any, nodes: Sequence[Any], images: Sequence[np.ndarray], name: str) -> dict[str, q.Histogram]:
+def _observed(model: Any, nodes: Sequence[Any], images: Sequence[Mapping[str, np.ndarray]]) -> dict[str, q.Histogram]:
     """Tensor -> `Histogram` over all images, of the nodes' inputs and outputs."""
     tensors = dict.fromkeys(tensor for node in nodes for tensor in (node.input[0], node.output[0]))
     wide = onnx().ModelProto()
@@ -195,13 +225,14 @@ def _observed(model: Any, nodes: Sequence[Any], images: Sequence[np.ndarray], na
     make = onnx().helper.make_tensor_value_info
     wide.graph.output.extend(make(t, onnx().TensorProto.FLOAT, None) for t in tensors if t not in given)
     run = session(wide.SerializeToString()).run
-    asked = [t for t in tensors if t != name]
+    read = {value.name for value in model.graph.input}
+    asked = [t for t in tensors if t not in read]
     histograms = {t: q.Histogram() for t in tensors}
-    for x in progress(images, "Calibrating"):
-        for tensor, y in zip(asked, run(asked, {name: x}), strict=True):
+    for inputs in progress(images, "Calibrating"):
+        for tensor, y in zip(asked, run(asked, dict(inputs)), strict=True):
             histograms[tensor].add(y)
-        if name in tensors:
-            histograms[name].add(x)
+        for name in read & set(tensors):
+            histograms[name].add(inputs[name])
     return histograms
 
 
@@ -221,7 +252,7 @@ def _with_ranges(model: Any, ranges: Mapping[str, tuple[float, float]], nodes: S
     copy = onnx().ModelProto()
     copy.CopyFrom(model)
     limits = {t: (np.float32(low), np.float32(high)) for t, (low, high) in ranges.items()}
-    with _quietly():
+    with redirected("onnxruntime.quantization.quant_utils") as folder, _quietly():
         quantizer = QDQQuantizer(
             copy,
             per_channel=True,
@@ -236,4 +267,5 @@ def _with_ranges(model: Any, ranges: Mapping[str, tuple[float, float]], nodes: S
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
+    shutil.rmtree(folder, ignore_errors=True)
     return quantizer.model.model

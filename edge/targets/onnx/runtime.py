@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_vits._util import files
+from keras_vits._util.progress import progress
+from keras_vits._util.terminal import quiet
 from keras_vits.graph.ir import histogram
 from keras_vits.specs import InputSpec
 
-from ...artifact import Artifact
+from ...artifact import Artifact, check
 from .._batches import join, split
 from .writer import EXTRA, onnx
 
@@ -23,7 +24,8 @@ DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int32)
 def onnxruntime() -> Any:
     """The onnxruntime package."""
     try:
-        import onnxruntime as package
+        with quiet():  # it looks for GPUs, and says what it does not find
+            import onnxruntime as package
     except ImportError as e:
         raise ImportError(f"onnxruntime is needed to quantize and run .onnx files ({e}): {EXTRA}") from None
     package.set_default_logger_severity(3)  # its warnings are of its own optimizations
@@ -53,15 +55,15 @@ def session(content: str | bytes, threads: int = 2) -> Any:
 
 
 def save(path: pathlib.Path, model: Any) -> None:
-    """Writes an `onnx.ModelProto` whole, after ONNX Runtime has accepted it."""
+    """Writes an `onnx.ModelProto` that ONNX Runtime accepts to a path that has not its name yet."""
     content = model.SerializeToString(deterministic=True)
     session(content)
-    with files.writing(path) as temporary:
-        temporary.write_bytes(content)
+    path.write_bytes(content)
 
 
 def load(artifact: Artifact, threads: int = 2) -> Runner:
-    """A `Runner` of an artifact."""
+    """A `Runner` of an artifact; a `ValueError` for a file that is not the one that was written."""
+    check(artifact)
     return Runner(artifact.path, threads, artifact.inputs, artifact.output_names)
 
 
@@ -100,14 +102,25 @@ class Runner:
         self.outputs = tuple(outputs) or tuple(output.name for output in self.session.get_outputs())
 
     def run(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        """One run: an array of the file's shape and dtype for each input -> outputs in the file's order."""
-        return self.session.run(None, {i.name: x for i, x in zip(self.inputs, inputs, strict=True)})
+        """One run: an array of the file's shape and dtype for each input -> outputs in the file's order.
+
+        Raises:
+            ValueError: arrays of other shapes or dtypes, or a file whose operations do not fit each other.
+        """
+        try:
+            return self.session.run(None, {i.name: x for i, x in zip(self.inputs, inputs, strict=True)})
+        except Exception as e:  # its errors have no common class
+            reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
+            raise ValueError(f"{self.path} cannot be run on these inputs: {reason}") from None
 
     def predict(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
         """See `targets._protocol.Runner`; the last batch is padded with zeros."""
+        if unknown := sorted({i.type for i in self.inputs} - set(DTYPES)):
+            raise ValueError(f"{self.path} takes {', '.join(unknown)}; files take {', '.join(DTYPES)}.")
         dtypes = [DTYPES[i.type] for i in self.inputs]
-        count, batches = split(inputs, self.specs, dtypes, self.inputs[0].shape[0])
-        return join(self.outputs, count, [self.run(*arrays) for arrays in batches])
+        count, batches = split(inputs, self.specs, dtypes, self.inputs[0].shape[0], self.path.name)
+        runs = progress(batches, f"Running {self.path.name}")
+        return join(self.outputs, count, [self.run(*arrays) for arrays in runs])
 
     def histogram(self) -> dict[str, int]:
         """Number of operations in the file by name, most frequent first."""

@@ -15,6 +15,7 @@ from keras_vits.graph.rewrite.attention import fuse_attention, join_projections
 from keras_vits.version import __version__
 
 from .._forms import Forms, UnsupportedError, identity
+from .._types import lowered
 from .operations import WRITERS
 
 OPSET = 20
@@ -27,11 +28,11 @@ HALF_MAX = 65504.0
 # What half precision cannot be trusted with is computed in single: sums over many numbers, squares, and what comes near
 # the poles of a function. LayerNormalization is in single inside (its stash_type), softmax subtracts the largest first.
 SINGLE = frozenset("sum mean prod square pow exp log sqrt rsqrt dequantize floor_div mod argmax top_k".split())
-ARRANGING = frozenset("reshape transpose concat slice pad tile reverse gather".split())
+TAKING = frozenset("reshape transpose concat slice pad tile reverse gather max min".split())  # entries as they are
 
-FLOAT, NUMBER = ("float32",), ("float32", "int32")
+NUMBER = ("float32", "int32")
 ANY = ("float32", "int32", "uint8", "bool")
-TYPES = {  # of the tensors that ONNX Runtime's CPU has kernels for; FLOAT where nothing is said
+TYPES = {  # of the tensors that ONNX Runtime's CPU has kernels for; float32 where nothing is said
     **dict.fromkeys("add sub mul div maximum minimum pow floor_div mod abs neg sign clip".split(), NUMBER),
     **dict.fromkeys("sum mean max min prod argmax top_k".split(), NUMBER),
     **dict.fromkeys("greater greater_equal less less_equal".split(), NUMBER),
@@ -225,20 +226,12 @@ class _Writer(Forms):
         self.layer = node.layer
         if node.op not in WRITERS:
             raise ValueError(f"ONNX has no operation for {node.op!r} in layer {node.layer!r}.")
-        allowed = TYPES.get(node.op, FLOAT)
-        values = node.inputs[1:] if node.op == "where" else node.inputs
-        dtype = next((v.dtype for v in values if v is not None and v.dtype not in allowed), None)
-        if dtype and node.op != "cast":
-            raise ValueError(
-                f"{node.op!r} in layer {node.layer!r} cannot be written for ONNX: ONNX Runtime's CPU computes it of "
-                f"{' and '.join(allowed)}, not of {dtype}. Cast its inputs."
-            )
-        self.precision = self.precision_of(node)
         try:
-            results = WRITERS[node.op](self, node, *node.inputs, **node.attrs)
+            for part in lowered(node, TYPES):
+                self.precision = self.precision_of(part)
+                self.keep(part.outputs, WRITERS[part.op](self, part, *part.inputs, **part.attrs))
         except UnsupportedError as e:
             raise ValueError(f"{node.op!r} in layer {node.layer!r} cannot be written for ONNX: {e}.") from None
-        self.keep(node.outputs, results)
 
     def precision_of(self, node):
         """What the floats of this node are computed in."""
@@ -248,7 +241,7 @@ class _Writer(Forms):
             if value is not None and value.data is not None and value.dtype == "float32" and value.data.size:
                 if np.abs(value.data[np.isfinite(value.data)]).max(initial=0) > HALF_MAX:
                     return "float32"
-        if definition(node.op).elementwise or node.op in ARRANGING:  # what single precision holds may not fit into half
+        if definition(node.op).elementwise or node.op in TAKING:  # what single precision holds may not fit into half
             for value in node.inputs:
                 if value is not None and value.data is None and self.dtype(value) == "float32":
                     return "float32"

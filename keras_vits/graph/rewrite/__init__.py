@@ -4,18 +4,27 @@ Each rule looks at one node and what computes its inputs, and returns the Value 
 graph until none applies. What they do: constants, biases, batch normalisation, scales and the input normalisation are
 folded into the neighbouring dense layer or convolution, and so are a LayerNorm's gains and offsets; a joint
 query-key-value projection becomes three, without a bias of the keys, which softmax takes away again, and the two heads
-of a distilled model one; a slice moves up, so that what is not read is not computed; reshapes, transposes and paddings
-merge; equal and dead nodes go.
+of a distilled model one; a slice moves up, so that what is not read is not computed; reshapes, transposes, paddings
+and repetitions merge; equal and dead nodes go. The root of a sum of squares is computed so that half precision holds
+it.
 """
+
+import re
+from collections.abc import Hashable
+
+import numpy as np
 
 from keras_vits.graph.ir import Graph, Node, Value
 
 from ._sweep import Rule, Sweep, is_constant
 from .heads import with_head, with_input, with_layout, with_pixels
 from .rules_arrangement import (
+    fewer_axes,
     hoist_scalar,
+    merge_repeats,
     merge_reshapes,
     merge_transposes,
+    reverse_parts,
     slice_early,
     transpose_of_ones,
     whole_again,
@@ -30,12 +39,14 @@ from .rules_general import (
     share_equal,
     subtract_constant,
 )
+from .rules_half import scale_root
 from .rules_linear import (
     fold_after_linear,
     fold_before_linear,
     fold_into_concat,
     fold_norm,
     fold_padding,
+    fold_pool_padding,
     merge_heads,
     pool_of_one,
     split_dense,
@@ -52,12 +63,16 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "neg": (negate,),
     "reshape": (merge_reshapes,),
     "concat": (whole_again,),
-    "transpose": (transpose_of_ones, merge_transposes),
+    "resize": (merge_repeats,),
+    "reverse": (reverse_parts,),
+    "transpose": (transpose_of_ones, merge_transposes, fewer_axes),
     "slice": (split_dense, slice_early),
     "matmul": (read_transposed,),
     "softmax": (drop_key_bias,),
+    "sqrt": (scale_root,),
+    "rsqrt": (scale_root,),
     "dense": (fold_before_linear, fold_norm),
-    "max_pool2d": (pool_of_one,),
+    "max_pool2d": (pool_of_one, fold_pool_padding),
     "avg_pool2d": (pool_of_one,),
     "conv2d": (fold_padding, fold_before_linear),
     "depthwise_conv2d": (fold_padding, fold_before_linear),
@@ -80,6 +95,7 @@ def rewrite(graph: Graph) -> Graph:
     inferred: set[Node] = set()
     while Sweep(graph, EVERYWHERE, RULES).run():
         graph.check(unique_names=False, inferred=inferred)
+    _share_constants(graph)
     _unique_names(graph)
     return graph.check(inferred=inferred)
 
@@ -97,6 +113,22 @@ def _copy(graph: Graph) -> Graph:
     inputs = list(every(graph.inputs))
     nodes = [Node(n.op, every(n.inputs), every(n.outputs), n.attrs, n.layer) for n in graph.nodes]
     return Graph(inputs, list(every(graph.outputs)), nodes, graph.name)
+
+
+def _share_constants(graph: Graph) -> None:
+    """Equal constants of one layer and one role are one: the steps of a recurrent layer have one set of weights."""
+    alike: dict[Hashable, list[Value]] = {}
+    instead: dict[Value, Value] = {}
+    for value in graph.constants():
+        found = alike.setdefault((re.sub(r"(_\d+)+$", "", value.name), value.shape, value.dtype), [])
+        same = next((other for other in found if np.array_equal(other.data, value.data)), None)
+        if same is None:
+            found.append(value)
+        else:
+            instead[value] = same
+    if instead:
+        for node in graph.nodes:
+            node.inputs = tuple(instead.get(value, value) for value in node.inputs)
 
 
 def _unique_names(graph: Graph) -> None:

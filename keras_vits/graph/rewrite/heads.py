@@ -12,53 +12,71 @@ if TYPE_CHECKING:
     from keras_vits.specs import OutputSpec
 
 
-def with_pixels(graph: Graph, preprocessing: "Preprocessing") -> Graph:
-    """The Graph with its image input as uint8 pixels 0 to 255, normalised inside: (x / 255 - mean) / std.
+def with_pixels(graph: Graph, image: Value, preprocessing: "Preprocessing") -> Graph:
+    """The Graph with an image input as uint8 pixels 0 to 255, normalised inside: (x / 255 - mean) / std.
 
     Args:
-        graph: a Graph with one float32 input (B,H,W,C).
+        graph: a Graph.
+        image: the one of its inputs, float32 (B,H,W,C), that becomes pixels.
         preprocessing: a `keras_vits.preprocess.Preprocessing`; pixels are RGB, whatever its colour order.
     """
-    old = graph.inputs[0]
-    channels = old.shape[-1]
-    pixels = Value(old.name, old.shape, "uint8")
+    channels = image.shape[-1]
+    pixels = Value(image.name, image.shape, "uint8")
     nodes: list[Node] = []
 
     def append(op: str, *inputs: Value, **attrs: Any) -> Value:
-        nodes.append(make_node(op, inputs, attrs, old.name))
+        nodes.append(make_node(op, inputs, attrs, image.name))
         return nodes[-1].output
 
     x = append("dequantize", pixels, scale=1 / 255, zero_point=0)
     if preprocessing.channel_order == "bgr":
         x = append("reverse", x, axes=(3,))
-    x = append("add", x, constant(-_per_channel(preprocessing.mean, channels), f"{old.name}/mean"))
-    x = append("mul", x, constant(1 / _per_channel(preprocessing.std, channels), f"{old.name}/std"))
-    return with_input(graph, old, pixels, nodes)
+    x = append("add", x, constant(-_per_channel(preprocessing.mean, channels), f"{image.name}/mean"))
+    x = append("mul", x, constant(1 / _per_channel(preprocessing.std, channels), f"{image.name}/std"))
+    return with_input(graph, image, pixels, nodes)
 
 
 def with_layout(graph: Graph, layout: str) -> Graph:
-    """The Graph with images (B,H,W,C) as its input (`"nhwc"`) or (B,C,H,W) (`"nchw"`)."""
+    """The Graph with every image input (B,H,W,C) as it is (`"nhwc"`) or as (B,C,H,W) (`"nchw"`)."""
     if layout == "nhwc":
         return graph
-    if layout != "nchw" or len(graph.inputs[0].shape) != 4:
+    images = [value for value in graph.inputs if len(value.shape) == 4]
+    if layout != "nchw" or not images:
         raise ValueError(f'layout must be "nhwc", or "nchw" for a model of images; received {layout!r}.')
-    old = graph.inputs[0]
-    image = Value(old.name, tuple(old.shape[i] for i in (0, 3, 1, 2)), old.dtype)
-    read, nodes = image, []
-    if old.dtype == "uint8":  # XNNPACK transposes floats: pixels are read first
-        scale = next(n for n in graph.nodes if n.op == "dequantize" and n.inputs == (old,))
-        nodes = [make_node("dequantize", (image,), scale.attrs, old.name)]
-        read, old = nodes[0].output, scale.output
-        graph = Graph(graph.inputs, graph.outputs, [n for n in graph.nodes if n is not scale], graph.name)
-    nodes.append(make_node("transpose", (read,), dict(perm=(0, 2, 3, 1)), image.name))
-    return with_input(graph, old, image, nodes)
+    for old in images:
+        image = Value(old.name, tuple(old.shape[i] for i in (0, 3, 1, 2)), old.dtype)
+        readers = [node for node in graph.nodes if old in node.inputs]
+        if old.dtype == "uint8" and [node.op for node in readers] == ["dequantize"]:
+            # XNNPACK transposes floats: pixels are read first.
+            (scale,) = readers
+            read = make_node("dequantize", (image,), scale.attrs, old.name)
+            nodes = [read, make_node("transpose", (read.output,), dict(perm=(0, 2, 3, 1)), image.name)]
+            kept = [node for node in graph.nodes if node is not scale]
+            rest = Graph(graph.inputs, graph.outputs, kept, graph.name)
+            graph = with_input(rest, old, image, nodes, instead_of=scale.output)
+        else:
+            nodes = [make_node("transpose", (image,), dict(perm=(0, 2, 3, 1)), image.name)]
+            graph = with_input(graph, old, image, nodes)
+    return graph
 
 
-def with_input(graph: Graph, old: Value, new: Value, nodes: Sequence[Node]) -> Graph:
-    """The Graph with another input, from which the nodes compute what the old one was."""
-    swap = lambda values: [nodes[-1].output if v is old else v for v in values]
+def with_input(
+    graph: Graph, old: Value, new: Value, nodes: Sequence[Node], *, instead_of: Value | None = None
+) -> Graph:
+    """The Graph with another input in the place of one of its own, from which the nodes compute what that was.
+
+    Args:
+        graph: a Graph.
+        old: the input that goes.
+        new: the input that stands in its place.
+        nodes: that compute from it what is read instead of the old one.
+        instead_of: the Value that the last node's output replaces, where that is not the old input itself.
+    """
+    replaced = old if instead_of is None else instead_of
+    swap = lambda values: [nodes[-1].output if v is replaced else v for v in values]
     nodes = [*nodes, *(Node(n.op, tuple(swap(n.inputs)), n.outputs, n.attrs, n.layer) for n in graph.nodes)]
-    return Graph([new], swap(graph.outputs), nodes, graph.name)
+    inputs = [new if v is old else v for v in graph.inputs]
+    return Graph(inputs, swap(graph.outputs), nodes, graph.name)
 
 
 def _per_channel(values: Any, channels: int) -> np.ndarray:

@@ -21,12 +21,49 @@ def merge_transposes(sweep: Sweep, node: Node) -> Value | None:
         return sweep.new("transpose", inner.inputs[0], perm=tuple(inner.attrs["perm"][p] for p in node.attrs["perm"]))
 
 
+def reverse_parts(sweep: Sweep, node: Node) -> Value | None:
+    """A reverse of entries that are joined one by one, as a recurrent layer's outputs are, joins them the other way."""
+    joined = sweep.made_by(node.inputs[0], "concat")
+    if joined is None or node.attrs["axes"] != (joined.attrs["axis"],):
+        return None
+    if all(part.shape[joined.attrs["axis"]] == 1 for part in joined.inputs):
+        return sweep.new("concat", *joined.inputs[::-1], axis=joined.attrs["axis"])
+
+
+def merge_repeats(sweep: Sweep, node: Node) -> Value | None:
+    """Nearest upsampling of the height by a whole number, and then of the width, is one of both."""
+    inner = sweep.made_by(node.inputs[0], "resize")
+    if inner is None or any(step.attrs["mode"] != "nearest" for step in (inner, node)):
+        return None
+    given, between, size = inner.inputs[0].shape[1:3], inner.attrs["size"], node.attrs["size"]
+    if not any(m % n or k % m for n, m, k in zip(given, between, size, strict=True)):
+        return sweep.new("resize", inner.inputs[0], size=size, mode="nearest")
+
+
 def transpose_of_ones(sweep: Sweep, node: Node) -> Value | None:
     """A transpose that moves nothing but axes of size 1 is a reshape."""
     shape = node.inputs[0].shape
     moved = [p for p in node.attrs["perm"] if shape[p] > 1]
     if moved == sorted(moved):
         return sweep.new("reshape", node.inputs[0], shape=node.output.shape)
+
+
+def fewer_axes(sweep: Sweep, node: Node) -> Value | None:
+    """Axes that stay neighbours in a transpose of five axes and more are one axis: windows are cut with four."""
+    x, perm = node.inputs[0], node.attrs["perm"]
+    long = [axis for axis, n in enumerate(x.shape) if n > 1]
+    runs: list[list[int]] = []
+    for axis in (p for p in perm if p in long):
+        if runs and long.index(axis) == long.index(runs[-1][-1]) + 1:
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+    if len(perm) <= 4 or len(runs) == len(perm):
+        return None
+    order = sorted(runs)
+    merged = sweep.new("reshape", x, shape=tuple(math.prod(x.shape[axis] for axis in run) for run in order))
+    moved = sweep.new("transpose", merged, perm=tuple(order.index(run) for run in runs))
+    return sweep.new("reshape", moved, shape=node.output.shape)
 
 
 def hoist_scalar(sweep: Sweep, node: Node) -> Value | None:

@@ -177,6 +177,22 @@ def fold_padding(sweep: Sweep, node: Node) -> Value | None:
         return sweep.new(node.op, x, weight, bias, name=node.output.name, **{**node.attrs, "pads": pads})
 
 
+def fold_pool_padding(sweep: Sweep, node: Node) -> Value | None:
+    """max_pool(pad(x)) with minus infinity around height and width -> the pooling's own padding."""
+    pad = sweep.made_by(node.inputs[0], "pad")
+    if (
+        pad
+        and pad.attrs["mode"] == "constant"
+        and pad.attrs["value"] <= np.finfo(np.float32).min
+        and not any(map(any, (pad.attrs["pads"][0], pad.attrs["pads"][3])))
+    ):
+        around = zip(node.attrs["pads"], pad.attrs["pads"][1:3], strict=True)
+        pads = tuple((a + c, b + d) for (a, b), (c, d) in around)
+        if any(max(p) >= k for p, k in zip(pads, node.attrs["size"], strict=True)):
+            return None  # a window of nothing but padding, which ONNX refuses
+        return sweep.new("max_pool2d", pad.inputs[0], name=node.output.name, **{**node.attrs, "pads": pads})
+
+
 def pool_of_one(sweep: Sweep, node: Node) -> Value | None:
     """A pooling of single pixels, as in ResNetV2's shortcuts, takes every other pixel: a depthwise 1 x 1 of ones."""
     a, channels = node.attrs, node.output.shape[-1]

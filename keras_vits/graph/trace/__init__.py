@@ -7,23 +7,28 @@ backend functions called on Traced tensors go to the `keras.ops` function of the
 recorded, so the model is not changed. Calls that see no Traced tensor, another thread's for instance, go through
 untouched. The hooks that do it stand in `keras_vits._util.keras_private`.
 
-`_tracer` holds the Graph being built, `operations_*` translate Keras' operations by kind, `layers` the layers whose
-own call does not go through keras.ops.
+`_tracer` holds the Graph being built, `operations_*` translate Keras' operations by kind, `recurrence` unrolls the
+loops of recurrent layers, and `layers` has the layers that are not traced through their own call.
 """
 
 import keras
 
+from keras_vits._util import keras_private
+from keras_vits._util.quantized import refuse_quantized
 from keras_vits.graph.ir import Graph
 
 from . import (  # noqa: F401 - they register what they translate
     layers,
+    operations_activations,
     operations_arrangement,
     operations_elementwise,
+    operations_filled,
     operations_matrix,
     operations_reductions,
+    operations_resampling,
     operations_windows,
 )
-from ._tracer import Tracer, graph_dtype
+from ._tracer import Tracer, graph_dtype, narrow
 
 __all__ = ["trace"]
 
@@ -32,7 +37,8 @@ def trace(model: keras.Model, batch: int = 1, *, weightless: bool = False) -> Gr
     """Runs the model once on symbolic tensors and returns what it computed, in inference mode.
 
     Args:
-        model: a built `keras.Model` made by the functional API (every `VisionModel`, `keras.applications`, keras-hub).
+        model: a built `keras.Model` made by the functional API (every `VisionModel`, `keras.applications`, keras-hub),
+            or a `keras.Sequential` that knows its input.
         batch: B, the static batch size of the Graph.
         weightless: whether variables are taken as zeros that need no memory: their values are not read, nor need they
             exist. The Graph has the model's shapes and operations, for counting.
@@ -42,15 +48,21 @@ def trace(model: keras.Model, batch: int = 1, *, weightless: bool = False) -> Gr
         on TensorFlow, JAX and PyTorch.
 
     Raises:
-        ValueError: the model has no functional inputs, an image axis of unknown size, or an operation without an
-            entry in the table (named with its layer).
+        ValueError: the model has no functional inputs, layers that Keras has quantized, an image axis of unknown size,
+            or an operation without an entry in the table or with an argument that has no translation (named with its
+            layer).
         ImportError: this Keras lacks a hook that tracing needs.
     """
-    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
+    functional = keras_private.functional(model) if isinstance(model, keras.Model) else None
+    if functional is None:
+        wrap = "inputs = keras.Input(shape); keras.Model(inputs, model(inputs))"
+        if isinstance(model, keras.Sequential):
+            wrap = "model.build((None, height, width, channels))"
         raise ValueError(
-            f"Only a keras.Model with functional inputs can be traced; received {type(model).__name__}. "
-            "Wrap it: keras.Model(inputs, model(inputs))."
+            "Only a keras.Model with functional inputs can be traced; received "
+            f"{type(model).__name__}, which has none: give it some by {wrap}."
         )
+    refuse_quantized(model)
     if not isinstance(batch, int) or batch < 1:
         raise ValueError(f"batch must be a positive integer; received {batch!r}.")
     tracer = Tracer(model.name, weightless)
@@ -61,10 +73,10 @@ def trace(model: keras.Model, batch: int = 1, *, weightless: bool = False) -> Gr
             raise ValueError(
                 f"Input {tensor.name!r} has an axis of unknown size {tensor.shape}: give the model a fixed image size."
             )
-        return tracer.wrap(tracer.build.input(tensor.name, shape, graph_dtype(tensor.dtype)))
+        return tracer.traced(tracer.build.input(tensor.name, shape, graph_dtype(tensor.dtype)), narrow(tensor.dtype))
 
     with tracer.hooks():
-        outputs = model(keras.tree.map_structure(feed, model.input), training=False)
+        outputs = model(keras.tree.map_structure(feed, functional.input), training=False)
     for tensor in keras.tree.flatten(outputs):
         tracer.build.graph.outputs.append(tracer.value(tensor))
     return tracer.build.graph.check()

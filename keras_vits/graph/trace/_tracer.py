@@ -1,9 +1,11 @@
 """The Graph being built while a model runs, and the tables of what is translated to it."""
 
 import contextlib
+import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -12,14 +14,34 @@ from keras_vits._util import keras_private
 from keras_vits.graph.ir import Builder, Value
 from keras_vits.graph.ops import promote
 
-# Name of an operation of keras.ops -> (tracer, operation, *inputs) -> the Value, or Values, that it gives.
+from .recurrence import recurrence
+
+# Name of a class of keras.ops itself -> (tracer, operation, *inputs) -> the Value, or Values, that it gives.
 OPERATIONS: dict[str, Callable[..., Any]] = {}
-# Name of a layer whose own call does not go through keras.ops -> (tracer, layer, *inputs) -> symbolic tensors.
+# Name of a class of keras.layers itself whose call does not go through keras.ops -> (tracer, layer, *inputs) ->
+# symbolic tensors.
 LAYERS: dict[str, Callable[..., Any]] = {}
+
+# Types of Keras that a Graph has a wider one for, int32 -> the numbers they hold. The tracer keeps to them: sums and
+# products wrap around as Keras' do.
+NARROW = {
+    "int8": (-(2**7), 2**7 - 1),
+    "int16": (-(2**15), 2**15 - 1),
+    "uint16": (0, 2**16 - 1),
+    "uint32": (0, 2**32 - 1),
+}
+WRAPPING = frozenset(  # operations that may give what their narrow type does not hold
+    "Add Subtract Multiply Power Negative Absolute Abs Square FloorDivide Cast SaturateCast Matmul Dot Einsum".split()
+)
+WITHOUT_EFFECT = frozenset({"name", "flash_attention", "sparse", "ragged"})  # arguments that change no number
 
 
 class UnsupportedError(Exception):
     """What of an operation has no translation."""
+
+
+class RefusedError(keras_private.UnchangedError):
+    """The sentence that names the operation or layer which cannot be traced."""
 
 
 def _registers(table: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
@@ -44,6 +66,12 @@ def graph_dtype(dtype: Any) -> str:
     """The type in a Graph of what has this type in Keras."""
     dtype = keras.backend.standardize_dtype(dtype)
     return "float32" if "float" in dtype else dtype if dtype in ("bool", "uint8") else "int32"
+
+
+def narrow(dtype: Any) -> str | None:
+    """A type of Keras that is narrower than its type in a Graph; `None` if it is not."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    return dtype if dtype in NARROW else None
 
 
 def axes_of(axis: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
@@ -103,6 +131,10 @@ class Tracer:
             ours = x.flags.owndata  # a copy already, not a view of the backend's memory
         x = np.asarray(x)
         kept = x.dtype.name if x.dtype in (np.bool_, np.uint8) else None
+        if x.dtype.kind in "iu" and x.dtype.itemsize > 2 and x.size:
+            held = np.iinfo(np.int32)
+            if x.min() < held.min or x.max() > held.max:
+                raise UnsupportedError(f"it reads whole numbers from {x.min()} to {x.max()}, and int32 is the widest")
         dtype = dtype or kept or ("int32" if x.dtype.kind in "iu" else "float32")
         return x.astype(dtype, copy=x.flags.writeable and not ours)
 
@@ -123,6 +155,10 @@ class Tracer:
             target = "float32"
         elif target == "bool" and any(type(x) is int for x in xs):
             target = "int32"
+        if target == "uint8" and any(type(x) is int and not 0 <= x <= 255 for x in xs):
+            raise UnsupportedError(
+                "its operand of uint8 makes the other, a number, uint8, which holds 0 to 255: cast it"
+            )
         return [
             self.cast(r, target) if isinstance(r, Value) else self.constant(r.astype(target, copy=False), x)
             for x, r in zip(xs, read, strict=True)
@@ -182,34 +218,125 @@ class Tracer:
 
     def hooks(self) -> contextlib.AbstractContextManager[None]:
         """While it is open, calls that see a symbolic tensor of this tracer come here."""
-        return keras_private.intercepted(self.any_traced, self.operation, self.layer)
+        return keras_private.intercepted(self.any_traced, self.operation, self.layer, recurrence)
 
     def layer(self, layer: keras.Layer, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         self.path.append(layer.name)
         before, self.build.layer = self.build.layer, "/".join(self.path[1:])
+        special = LAYERS.get(type(layer).__name__) if keras_private.is_own_layer(layer) else None
         try:
-            special = LAYERS.get(type(layer).__name__)
             return special(self, layer, *args, **kwargs) if special else layer.call(*args, **kwargs)
+        except (keras_private.UnchangedError, MemoryError):
+            raise
+        except Exception as e:
+            why = (
+                "its call asks for the numbers of its input, or hands it to functions that are not Keras'; write it "
+                "with keras.ops"
+            )
+            why = f"{e}" if isinstance(e, UnsupportedError) else why
+            raise RefusedError(
+                f"The {self.where()} of class {type(layer).__name__} cannot be translated to a phone's graph: {why}."
+            ) from e
         finally:
             self.path.pop()
             self.build.layer = before
 
+    def where(self) -> str:
+        """What is being called, in words."""
+        return f"layer {'/'.join(self.path[1:])!r}" if len(self.path) > 1 else f"model {self.build.graph.name!r}"
+
     def operation(self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        name = type(operation).__name__
-        special = OPERATIONS.get(name)
-        if special is None:
-            if keras_private.is_primitive(operation):
-                where = (
-                    f"layer {'/'.join(self.path[1:])!r}" if len(self.path) > 1 else f"model {self.build.graph.name!r}"
-                )
-                raise ValueError(
-                    f"The operation {name} in {where} has no translation to a phone's graph; use an operation that has."
-                )
+        if not keras_private.is_primitive(operation):
             return operation.call(*args, **kwargs)  # a composite: it runs on keras.ops itself
+        cls = type(operation)
+        translation = OPERATIONS.get(cls.__name__)
+        if translation is None:
+            raise RefusedError(
+                f"The operation {cls.__name__} in {self.where()} has no translation to a phone's graph; use an "
+                "operation that has."
+            )
+        if kwargs:
+            args, kwargs = _by_place(cls, operation, args, kwargs)
+        read = _Read(operation)
         try:
-            return self.wrap(special(self, operation, *args, **kwargs))
-        except UnsupportedError as e:
-            where = "/".join(self.path[1:])
-            raise ValueError(
-                f"The operation {name} in layer {where!r} cannot be translated to a phone's graph: {e}."
-            ) from None
+            result = translation(self, read, *args, **kwargs)
+            read.check()
+            return self._typed(operation, args, kwargs, result)
+        except (keras_private.UnchangedError, MemoryError):
+            raise
+        except Exception as e:
+            why = f"{e}" if isinstance(e, (UnsupportedError, ValueError)) else "its arguments are not what it takes"
+            raise RefusedError(
+                f"The operation {cls.__name__} in {self.where()} cannot be translated to a phone's graph: "
+                f"{why.rstrip('.')}."
+            ) from (None if isinstance(e, UnsupportedError) else e)
+
+    def _typed(self, operation: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> Any:
+        """The symbolic tensors of Values, of the types that Keras gives them.
+
+        Of int32 and float32 a Graph's own types are Keras'. Of others Keras is asked: what it gives may be narrower
+        than what the translation computed in.
+        """
+        given, name = keras.tree.flatten((args, kwargs)), type(operation).__name__
+        plain = all(x.dtype in ("float32", "int32") for x in given if self.is_traced(x))
+        if plain and not (name.endswith("Cast") and narrow(operation.dtype)):
+            return self.wrap(result)
+        if name in ("Subtract", "Negative") and any(self.is_traced(x) and x.dtype == "uint32" for x in given):
+            raise UnsupportedError(
+                "its operand is of uint32, a sum of uint8, which wraps around below 0: cast it to int32"
+            )
+        specs = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
+        if not isinstance(result, (list, tuple)):
+            return self._as_typed(result, specs[0].dtype, name)
+        return [self._as_typed(value, spec.dtype, name) for value, spec in zip(result, specs, strict=True)]
+
+    def _as_typed(self, value: Value, dtype: str, name: str) -> Any:
+        if value.dtype != "int32" or dtype == "int32" or ("int" not in dtype and dtype != "bool"):
+            return self.wrap(value)
+        if dtype in ("uint8", "bool"):
+            return self.wrap(self.cast(value, dtype))
+        if dtype in NARROW and dtype != "uint32" and name in WRAPPING:
+            low, high = NARROW[dtype]
+            shifted = self.build("add", value, self.value(-low)) if low else value
+            value = self.build("mod", shifted, self.value(high - low + 1))
+            value = self.build("add", value, self.value(low)) if low else value
+        return self.traced(value, narrow(dtype))
+
+
+class _Read:
+    """An operation whose attributes are noted as a translation reads them, so that none of its arguments is ignored."""
+
+    def __init__(self, operation: Any) -> None:
+        self._operation, self._found = operation, set()
+
+    def __getattr__(self, name: str) -> Any:
+        self._found.add(name)
+        return getattr(self._operation, name)
+
+    def check(self) -> None:
+        """Raises an `UnsupportedError` for an argument that is not the default one and that nothing has read."""
+        for name, default in _arguments(type(self._operation)).items():
+            if name in self._found:
+                continue
+            value = getattr(self._operation, name, default)
+            if value is not default and not (type(value) is type(default) and value == default):
+                raise UnsupportedError(f"its argument {name}={value!r} has no translation")
+
+
+@functools.cache
+def _arguments(cls: type) -> dict[str, Any]:
+    """Name -> default of what the class of an operation is made with and what changes its result."""
+    found = list(inspect.signature(cast(Any, cls).__init__).parameters.values())[1:]
+    return {p.name: p.default for p in found if p.name not in WITHOUT_EFFECT and p.kind is not p.VAR_KEYWORD}
+
+
+@functools.cache
+def _signature(cls: Any) -> inspect.Signature:
+    return inspect.signature(cls.call)
+
+
+def _by_place(cls: type, operation: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call in the order of Keras' signature, and what has no place in it."""
+    bound = _signature(cls).bind(operation, *args, **kwargs)
+    bound.apply_defaults()
+    return bound.args[1:], bound.kwargs

@@ -159,16 +159,34 @@ def get_item(t: Tracer, o: Any, x: Any, key: Any) -> Value:
     return t.reshape(x, shape)
 
 
+@translates("Slice")
+def slice_of_shape(t: Tracer, o: Any, x: Any, start_indices: Any) -> Value:
+    if t.any_traced(start_indices):
+        raise UnsupportedError("it begins at a computed place")
+    x = t.value(x)
+    starts = [int(i) for i in t.array(start_indices).reshape(-1)]
+    for axis, (begin, n) in enumerate(zip(starts, o.shape, strict=True)):
+        x = t.cut(x, axis, begin, begin + int(n))
+    return x
+
+
 @translates("Take")
 def take(t: Tracer, o: Any, x: Any, indices: Any) -> Value:
     x, axis = t.value(x), o.axis
     if axis is None:
         x, axis = t.reshape(x, (-1,)), 0
     axis %= len(x.shape)
+    n = x.shape[axis]
     if t.is_traced(indices):
-        return t.build("gather", x, t.cast(t.value(indices), "int32"), axis=axis)
+        places = t.value(indices)
+        if places.dtype in ("float32", "int32"):  # a negative one counts from the end
+            places = t.cast(places, "int32")
+            places = t.build("where", t.build("less", places, t.value(0)), t.build("add", places, t.value(n)), places)
+        return t.build("gather", x, t.cast(places, "int32"), axis=axis)
     indices = t.array(indices, np.int32)
-    positive = np.where(indices < 0, indices + x.shape[axis], indices)
+    if ((indices < -n) | (indices >= n)).any():
+        raise UnsupportedError(f"it takes entries {indices.min()} to {indices.max()} of an axis of {n}")
+    positive = np.where(indices < 0, indices + n, indices)
     return t.build("gather", x, t.constant(positive, name="indices"), axis=axis)
 
 
@@ -183,16 +201,6 @@ def roll(t: Tracer, o: Any, x: Any) -> Value:
         if shift % n:
             x = t.build("concat", t.cut(x, axis, n - shift % n, n), t.cut(x, axis, 0, n - shift % n), axis=axis)
     return x
-
-
-@translates("Repeat")
-def repeat(t: Tracer, o: Any, x: Any) -> Value:
-    if o.axis is None or not isinstance(o.repeats, int):
-        raise UnsupportedError("it repeats without an axis or by unequal counts")
-    x, axis = t.value(x), o.axis % len(x.shape)
-    wide = t.reshape(x, (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :]))
-    tiled = t.build("tile", wide, reps=tuple(o.repeats if i == axis + 1 else 1 for i in range(len(wide.shape))))
-    return t.reshape(tiled, [n * o.repeats if i == axis else n for i, n in enumerate(x.shape)])
 
 
 @translates("Pad")

@@ -3,19 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_vits.graph.ir import Value
 
-from ._tracer import Tracer, UnsupportedError, graph_dtype, translates
+from ._tracer import NARROW, Tracer, UnsupportedError, graph_dtype, translates
 
 BINARY = {  # of Keras -> of the Graph
     "Add": "add",
     "Subtract": "sub",
     "Multiply": "mul",
-    "FloorDivide": "floor_div",
-    "Mod": "mod",
-    "Power": "pow",
     "Maximum": "maximum",
     "Minimum": "minimum",
     "Equal": "equal",
@@ -26,12 +24,9 @@ BINARY = {  # of Keras -> of the Graph
     "LessEqual": "less_equal",
 }
 OF_BOOLS = {"add": "logical_or", "maximum": "logical_or", "mul": "logical_and", "minimum": "logical_and"}
-LOGICAL = {"LogicalAnd": "logical_and", "LogicalOr": "logical_or"}
+LOGICAL = {"LogicalAnd": "logical_and", "LogicalOr": "logical_or", "LogicalXor": "not_equal"}
 UNARY = {  # integers keep their type
-    "Absolute": "abs",
-    "Abs": "abs",
     "Negative": "neg",
-    "Sign": "sign",
     "Relu": "relu",
     "Relu6": "relu6",
 }
@@ -94,6 +89,43 @@ _register(UNARY, _unary)
 _register(UNARY_OF_FLOATS, _unary_of_floats)
 
 
+@translates("Absolute", "Abs")
+def absolute(t: Tracer, o: Any, x: Any) -> Value:
+    x = t.value(x)
+    return x if x.dtype in ("uint8", "bool") else t.build("abs", x)
+
+
+@translates("Sign")
+def sign(t: Tracer, o: Any, x: Any) -> Value:
+    x = t.value(x)
+    return t.build("minimum", x, t.value(np.uint8(1))) if x.dtype == "uint8" else t.build("sign", x)
+
+
+@translates("Power")
+def power(t: Tracer, o: Any, a: Any, b: Any) -> Value:
+    a, b = t.operands(a, b)
+    if a.dtype == "int32" and (b.data is None or (b.data < 0).any()):
+        raise UnsupportedError(
+            "a power of whole numbers is of known exponents that are not negative; cast it to float32"
+        )
+    return t.build("pow", a, b)
+
+
+def _divided(op: str) -> Callable[..., Value]:
+    def divided(t: Tracer, o: Any, a: Any, b: Any) -> Value:
+        a, b = t.operands(a, b)
+        if a.dtype == "bool" and op == "mod":
+            a, b = t.cast(a, "int32"), t.cast(b, "int32")
+        if a.dtype != "float32" and b.data is not None and not b.data.all() and not t.weightless:
+            raise UnsupportedError("whole numbers are divided by zero")
+        return t.build(op, a, b)
+
+    return divided
+
+
+_register({"FloorDivide": "floor_div", "Mod": "mod"}, _divided)
+
+
 @translates("Divide", "TrueDivide")
 def divide(t: Tracer, o: Any, a: Any, b: Any) -> Value:
     return t.build("div", *t.operands(a, b, least="float32"))
@@ -117,10 +149,16 @@ def square(t: Tracer, o: Any, x: Any) -> Value:
 
 @translates("Round")
 def round_entries(t: Tracer, o: Any, x: Any) -> Value:
-    if o.decimals:
-        raise UnsupportedError(f"it rounds to {o.decimals} decimals; only whole numbers are")
-    x = t.value(x)
-    return t.build("round", x) if x.dtype == "float32" else x
+    x, decimals = t.value(x), int(o.decimals)
+    if x.dtype != "float32":
+        if decimals < 0:
+            raise UnsupportedError("it rounds whole numbers to tens; cast them to float32")
+        return x
+    if not decimals:
+        return t.build("round", x)
+    scale = t.value(10.0 ** abs(decimals))
+    before, after = ("mul", "div") if decimals > 0 else ("div", "mul")
+    return t.build(after, t.build("round", t.build(before, x, scale)), scale)
 
 
 @translates("LogicalNot")
@@ -146,6 +184,8 @@ def leaky_relu(t: Tracer, o: Any, x: Any) -> Value:
 @translates("Clip")
 def clip(t: Tracer, o: Any, x: Any) -> Value:
     """Whole numbers stay such between whole bounds; between others they become floats, as on JAX and PyTorch."""
+    if not all(isinstance(bound, (int, float)) for bound in (o.x_min, o.x_max)):
+        return t.build("minimum", *t.operands(t.build("maximum", *t.operands(x, o.x_min)), o.x_max))
     x, low, high = t.value(x), float(o.x_min), float(o.x_max)
     if x.dtype == "float32":
         return t.build("clip", x, low=low, high=high)
@@ -162,10 +202,30 @@ def unchanged(t: Tracer, o: Any, x: Any) -> Value:
     return t.value(x)
 
 
-@translates("Cast", "ConvertToTensor", "SaturateCast")
-def cast(t: Tracer, o: Any, x: Any, **_: Any) -> Value:
+@translates("Cast", "ConvertToTensor")
+def cast(t: Tracer, o: Any, x: Any) -> Value:
     x = t.value(x)
     return x if o.dtype is None else t.cast(x, graph_dtype(o.dtype))
+
+
+@translates("SaturateCast")
+def saturate_cast(t: Tracer, o: Any, x: Any) -> Value:
+    """What a type does not hold becomes the nearest number that it does."""
+    x, dtype = t.value(x), keras.backend.standardize_dtype(o.dtype)
+    held = {
+        **NARROW,
+        "uint8": (0, 255),
+        "bool": (0, 1),
+        "int32": (-(2**31), 2**31 - 128 if x.dtype == "float32" else 2**31 - 1),
+    }
+    if dtype in held and x.dtype not in ("bool", dtype):
+        low, high = held[dtype]
+        if x.dtype == "uint8":
+            x = t.cast(x, "int32")
+        if x.dtype == "int32":
+            low, high = max(low, -(2**31)), min(high, 2**31 - 1)
+        x = t.build("clip", x, low=low, high=high)
+    return t.cast(x, graph_dtype(dtype))
 
 
 @translates("Where")

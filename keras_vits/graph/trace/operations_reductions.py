@@ -1,5 +1,6 @@
 """Operations along axes: sums, means, extremes, softmax and norms."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from keras_vits.graph.ir import Value
 
-from ._tracer import Tracer, UnsupportedError, axes_of, translates
+from ._tracer import Tracer, UnsupportedError, axes_of, graph_dtype, narrow, translates
 
 
 def _along(o: Any, x: Value) -> dict[str, Any]:
@@ -23,9 +24,11 @@ def mean(t: Tracer, o: Any, x: Any) -> Value:
 
 def _total(op: str) -> Callable[..., Value]:
     def total(t: Tracer, o: Any, x: Any) -> Value:
-        if getattr(o, "dtype", None) is not None:
-            raise UnsupportedError("a dtype of its own is not")
         x = t.operands(x, least="int32")[0]
+        if getattr(o, "dtype", None) is not None:  # it is computed in
+            if graph_dtype(o.dtype) not in ("float32", "int32") or narrow(o.dtype):
+                raise UnsupportedError(f"its dtype {o.dtype!r} is not float32 or int32")
+            x = t.cast(x, graph_dtype(o.dtype))
         return t.build(op, x, **_along(o, x))
 
     return total
@@ -33,12 +36,14 @@ def _total(op: str) -> Callable[..., Value]:
 
 def _extreme(op: str) -> Callable[..., Value]:
     def extreme(t: Tracer, o: Any, x: Any) -> Value:
-        if getattr(o, "initial", None) is not None:
-            raise UnsupportedError("an initial value is not")
-        x = t.value(x)
-        if x.dtype == "bool":
-            return _of_bools(t, op, x, _along(o, x))
-        return t.build(op, x, **_along(o, x))
+        x, initial = t.value(x), getattr(o, "initial", None)
+        found = _of_bools(t, op, x, _along(o, x)) if x.dtype == "bool" else t.build(op, x, **_along(o, x))
+        if initial is None:
+            return found
+        if found.dtype == "bool" or (found.dtype != "float32" and int(initial) != initial):
+            raise UnsupportedError(f"its initial value {initial!r} is not of the type {found.dtype} of its input")
+        number = float(initial) if found.dtype == "float32" else int(initial)
+        return t.build("maximum" if op == "max" else "minimum", *t.operands(found, number))
 
     return extreme
 
@@ -88,11 +93,17 @@ def softmax(t: Tracer, o: Any, x: Any) -> Value:
     if axis is None:
         flat = t.build("softmax", t.reshape(x, (-1,)), axis=0)
         return t.reshape(flat, x.shape)
-    if not isinstance(axis, int):
-        if len(axis) > 1:
-            raise UnsupportedError(f"it normalises over the axes {tuple(axis)}; only one axis is")
-        axis = axis[0]
-    return t.build("softmax", x, axis=axis % len(x.shape))
+    if isinstance(axis, int):
+        return t.build("softmax", x, axis=axis % len(x.shape))
+    axes = axes_of(axis, len(x.shape))
+    if len(axes) == 1:
+        return t.build("softmax", x, axis=axes[0])
+    kept = [i for i in range(len(x.shape)) if i not in axes]  # the others become one axis, the last
+    perm = [*kept, *axes]
+    moved = t.transpose(x, perm)
+    flat = t.reshape(moved, [*(x.shape[i] for i in kept), math.prod(x.shape[i] for i in axes)])
+    y = t.reshape(t.build("softmax", flat, axis=len(kept)), moved.shape)
+    return t.transpose(y, [perm.index(i) for i in range(len(perm))])
 
 
 def _moments(t: Tracer, x: Value, axes: tuple[int, ...], keepdims: bool) -> tuple[Value, Value]:

@@ -81,9 +81,15 @@ def leaky_relu(w: Writer, node: Node) -> None:
 
 @handles("elu")
 def elu(w: Writer, node: Node) -> None:
-    if node.attrs["alpha"] != 1.0:
-        w.unsupported(node, "ELU has alpha 1 there")
-    w.emit_node(node, "ELU")
+    """The operator has alpha 1; with another one it is relu(x) + alpha * elu(min(x, 0))."""
+    if node.attrs["alpha"] == 1.0:
+        w.emit_node(node, "ELU")
+        return
+    x, shape = w.value(node.inputs[0]), node.output.shape
+    below = w.step("MINIMUM", [x, w.constant(0.0, np.float32)], shape, "below", "MaximumMinimum")
+    alpha = w.constant(node.attrs["alpha"], np.float32, "alpha")
+    below = w.step("MUL", [w.step("ELU", [below], shape, "elu"), alpha], shape, "scaled", "Mul")
+    w.emit("ADD", [w.step("RELU", [x], shape, "relu"), below], [w.value(node.output)], "Add")
 
 
 @handles("erf")

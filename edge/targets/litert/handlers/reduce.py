@@ -8,7 +8,9 @@ import numpy as np
 
 from keras_vits.graph.ops import same_padding
 
+from ..._half import mean_scale
 from ._registry import given, handles
+from .arrange import bordered
 
 if typing.TYPE_CHECKING:
     from keras_vits.graph.ir import Node
@@ -20,8 +22,14 @@ REDUCTIONS = {"mean": "MEAN", "sum": "SUM", "max": "REDUCE_MAX", "min": "REDUCE_
 
 @handles(*REDUCTIONS)
 def reduction(w: Writer, node: Node) -> None:
-    inputs = [w.value(node.inputs[0]), w.constant(node.attrs["axes"], name="axes")]
-    w.emit(REDUCTIONS[node.op], inputs, [w.value(node.output)], "Reducer", keepDims=node.attrs["keepdims"])
+    x, axes, keep = w.value(node.inputs[0]), w.constant(node.attrs["axes"], name="axes"), node.attrs["keepdims"]
+    scale = mean_scale(node)
+    if scale == 1:
+        w.emit(REDUCTIONS[node.op], [x, axes], [w.value(node.output)], "Reducer", keepDims=keep)
+        return
+    x = w.step("MUL", [x, w.constant(scale, np.float32, "scale")], given(node).shape, "scaled", "Mul")
+    y = w.step("MEAN", [x, axes], node.output.shape, "mean", "Reducer", keepDims=keep)
+    w.emit("MUL", [y, w.constant(1 / scale, np.float32, "scale")], [w.value(node.output)], "Mul")
 
 
 @handles("argmax")
@@ -38,15 +46,14 @@ def top_k(w: Writer, node: Node) -> None:
 
 @handles("max_pool2d")
 def max_pool2d(w: Writer, node: Node) -> None:
-    """Padded in another way than "same", the image gets a frame that no maximum is in."""
-    a, source = node.attrs, given(node)
-    x, padding = w.value(source), _padding(w, node)
+    """Padded in another way than "same", the image gets copies of its border, which are in every window that reads
+    the padding anyway: XNNPACK pads with zeros only, and a lowest number would make a quantized file's range."""
+    x, shape, padding = w.value(node.inputs[0]), list(given(node).shape), _padding(w, node)
     if padding is None:
-        frame = [(0, 0), *a["pads"], (0, 0)]
-        wide = [n + sum(pads) for n, pads in zip(source.shape, frame, strict=True)]
-        inputs = [x, w.constant(frame), w.constant(np.finfo(np.float32).min, np.float32)]
-        x, padding = w.step("PADV2", inputs, wide, "pad", "PadV2"), w.S.Padding.VALID
-    _pool(w, node, "MAX_POOL_2D", x, padding)
+        for axis, pads in enumerate(node.attrs["pads"], 1):
+            x = bordered(w, x, shape, axis, pads, node.output.dtype)
+        padding = w.S.Padding.VALID
+    _pool(w, node, "MAX_POOL_2D", x, w.value(node.output), padding)
 
 
 @handles("avg_pool2d")
@@ -54,7 +61,14 @@ def avg_pool2d(w: Writer, node: Node) -> None:
     padding = _padding(w, node)
     if padding is None:
         w.unsupported(node, "an average over a window that is padded in its own way")
-    _pool(w, node, "AVERAGE_POOL_2D", w.value(node.inputs[0]), padding)
+    x, scale = w.value(node.inputs[0]), mean_scale(node)
+    if scale == 1:
+        _pool(w, node, "AVERAGE_POOL_2D", x, w.value(node.output), padding)
+        return
+    x = w.step("MUL", [x, w.constant(scale, np.float32, "scale")], given(node).shape, "scaled", "Mul")
+    y = w.tensor(node.output.shape, f"{w.layer}/average".lstrip("/"))
+    _pool(w, node, "AVERAGE_POOL_2D", x, y, padding)
+    w.emit("MUL", [y, w.constant(1 / scale, np.float32, "scale")], [w.value(node.output)], "Mul")
 
 
 def _padding(w: Writer, node: Node) -> int | None:
@@ -66,7 +80,7 @@ def _padding(w: Writer, node: Node) -> int | None:
     return w.S.Padding.SAME if a["pads"] == same else None
 
 
-def _pool(w: Writer, node: Node, code: str, x: int, padding: int) -> None:
+def _pool(w: Writer, node: Node, code: str, x: int, y: int, padding: int) -> None:
     (height, width), (down, right) = node.attrs["size"], node.attrs["strides"]
     window = dict(filterHeight=height, filterWidth=width, strideH=down, strideW=right)
-    w.emit(code, [x], [w.value(node.output)], "Pool2D", padding=padding, **window)
+    w.emit(code, [x], [y], "Pool2D", padding=padding, **window)

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from keras_vits._util.terminal import quiet
+
 from ....quantize.recipes import Algorithm, Dtype, Granularity, Grid, LayerConfig
 from ..flatbuffer import File, Operator
 from .ranges import Range
@@ -57,7 +59,8 @@ def written(content: bytes, entries: Sequence[Mapping[str, Any]], ranges: Mappin
     from ai_edge_quantizer.quantizer import Quantizer
 
     known = None if ranges is None else {name: {"min": r.low, "max": r.high} for name, r in ranges.items()}
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):  # it has bars of its own
+    # it has bars of its own, and an interpreter that tells of XNNPACK
+    with quiet(), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
         result = Quantizer(bytearray(content), list(entries)).quantize(
             known, enable_progress_bar=False, enable_progress_report=False
         )

@@ -12,7 +12,7 @@ from keras_vits._util.progress import progress
 
 from ....quantize import numerics as q
 from ..flatbuffer import Attention, File, Layer
-from ..runtime import of_bytes
+from ..runtime import of_bytes, set_inputs
 from .plan import is_rounded
 
 ROWS = 1024  # of a tensor's tokens or pixels, over all images, in the sample that scales are chosen on
@@ -73,27 +73,26 @@ class Activation:
 
 
 def observe(
-    file: File, layers: Sequence[Layer], images: Sequence[np.ndarray], attentions: Sequence[Attention] = ()
+    file: File, layers: Sequence[Layer], images: Sequence[Sequence[np.ndarray]], attentions: Sequence[Attention] = ()
 ) -> dict[int, Activation]:
     """Runs the float file on the images.
 
     Args:
         file: the float file.
         layers: of `plan`.
-        images: batches as the file takes them.
+        images: batches as the file takes them, an array for each input.
         attentions: the file's, where they are to be computed in integers.
 
     Returns:
         Tensor -> `Activation`, for every input and output of layers and attentions.
     """
     runner = of_bytes(bytes(file.bytes()), keep=True)
-    image = runner.get_input_details()[0]["index"]
     found = {tensor: Activation() for layer in layers for tensor in (layer.x, layer.y)}
     rounded = {layer.x for layer in layers if is_rounded(file, layer)}
     operands = {tensor for a in attentions for tensor in (a.q, a.k, a.v)}
     found |= {t: Activation() for a in attentions for t in (*operands, a.s, a.p, a.y) if t not in found}
     for batch in progress(images, "calibrating"):
-        runner.set_tensor(image, batch)
+        set_inputs(runner, batch)
         runner.invoke()
         for tensor, activation in found.items():
             activation.add(runner.get_tensor(tensor), -(-ROWS // len(images)), tensor in rounded, tensor in operands)

@@ -11,6 +11,7 @@ from .. import xnnpack
 from ..flatbuffer import ARRANGING, File, Layer
 
 DECIDING = (*ARRANGING, "SOFTMAX", "LOGISTIC", "TOPK_V2")  # between logits and what a file gives of them
+COMBINING = ("ADD", "SUB", "MUL", "DIV")  # of several heads, or of logits with a constant
 
 
 def plan(file: File, recipe: Recipe, float_layers: Sequence[str] = ()) -> list[Layer]:
@@ -53,12 +54,22 @@ def _fits(entry: Entry, layer: Layer, logits: set[int]) -> bool:
 
 
 def _logits(file: File) -> set[int]:
-    """Tensors (B,K) that the file gives, or gives softmax, sigmoid or the largest of: an image's classes.
+    """Tensors that a classification is made of: what the file gives as (B,K), or gives softmax, sigmoid or the largest
+    of, and where several are added up or scaled, each of them.
 
-    Features (B,D) are among them, which no operation distinguishes from logits.
+    By what is computed, not by the name of a layer. Features (B,D) are among them, which no operation distinguishes
+    from logits, and which gain by it, too.
     """
-    sources = {file.source(int(output), DECIDING)[0] for output in file.main.outputs}
-    return {tensor for tensor in sources if len(file.shape(tensor)) == 2}
+    found: set[int] = set()
+    waiting = [int(output) for output in file.main.outputs if len(file.shape(int(output))) == 2]
+    while waiting:
+        tensor = file.source(waiting.pop(), DECIDING)[0]
+        operator = file.maker(tensor)
+        combined = operator is not None and file.builtin(operator) in COMBINING and len(file.shape(tensor)) == 2
+        if tensor not in found and combined:
+            waiting += [int(i) for i in operator.inputs if file.maker(int(i)) is not None]
+        found.add(tensor)
+    return found
 
 
 def _is_faster_in_float(file: File, layer: Layer) -> bool:

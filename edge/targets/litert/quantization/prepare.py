@@ -80,7 +80,7 @@ class Preparation:
     Args:
         content: bytes of the float file.
         recipe: how it is quantized.
-        images: batches as the file takes them, or `None` without calibration.
+        images: batches as the file takes them, an array for each input, or `None` without calibration.
         float_layers: names of layers, or of what they lie in (`"block_3"`), that stay in float.
         steps: which of `STEPS` are done: smoothing, a choice of ranges, rounding of weights, correction of biases.
         choice: a `Choice` that was made before, to be followed instead of `images`.
@@ -97,7 +97,7 @@ class Preparation:
         self,
         content: bytes,
         recipe: Recipe,
-        images: Sequence[np.ndarray] | None,
+        images: Sequence[Sequence[np.ndarray]] | None,
         float_layers: Sequence[str] = (),
         steps: Collection[Step] = STEPS,
         choice: Choice | None = None,
@@ -180,11 +180,13 @@ class Preparation:
         return ranges, operators
 
     def _error(self, content: bytes) -> float:
-        """What a quantized file changes of the first output for the calibration images, squared."""
+        """What a quantized file changes of the outputs for the calibration images: squared, over theirs squared, summed
+        over the outputs, whose units differ."""
         found = outputs(of_bytes(content), (self.images or ())[:COMPARED])
-        return float(np.square(found - self._expected).sum())
+        pairs = zip(found, self._expected, strict=True)
+        return sum(float(np.square(y - x).sum()) / max(float(np.square(x).sum()), 1e-30) for y, x in pairs)
 
     @functools.cached_property
-    def _expected(self) -> np.ndarray:
+    def _expected(self) -> list[np.ndarray]:
         """The float file's outputs for these images, which smoothing does not change."""
         return outputs(of_bytes(self.content), (self.images or ())[:COMPARED])

@@ -1,0 +1,192 @@
+"""A file in half precision, as phones' GPUs compute it: operation by operation, and what each loses."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import numpy as np
+
+from keras_vits._util.progress import progress
+
+from ..artifact import Artifact
+from ..records import HalfCheck, HalfStep, sqnr_db
+from ..targets import _protocol as targets
+from ..targets._batches import join, split
+from ..targets._steps import Step, half
+
+Accumulator = Literal["float32", "float16"]
+SUSPECTS = 10  # operations that lose most, whose effect on the outputs is measured
+ACCUMULATORS: tuple[Accumulator, ...] = get_args(Accumulator)
+
+
+class HalfRunner:
+    """Runs a file operation by operation, in float32 and in half precision side by side.
+
+    Inputs, weights and every result are rounded to half precision; what is integer in the file stays so. Numbers from
+    65520 on become infinite, those below 3e-8 become 0.
+
+    Args:
+        artifact: of a format that can be taken apart: LiteRT or ONNX.
+        accumulator: `"float32"`, or `"float16"` where sums (dense layers, convolutions, products of matrices, means,
+            poolings) are rounded after every four terms, too, as the fastest mode of mobile GPUs does.
+
+    Raises:
+        ValueError: another format or accumulator.
+    """
+
+    def __init__(self, artifact: Artifact, accumulator: Accumulator = "float32") -> None:
+        taken_apart = targets.target(artifact.format).traits.steps
+        if taken_apart is None:
+            can = [name for name in targets.names() if targets.target(name).traits.steps]
+            raise ValueError(
+                f"{artifact.path.name} cannot be run operation by operation: precision='float16' is for files of "
+                f"{' and '.join(can)}."
+            )
+        if accumulator not in ACCUMULATORS:
+            raise ValueError(f"accumulator must be 'float32' or 'float16'; received {accumulator!r}.")
+        self.artifact, self.accumulator = artifact, accumulator
+        self.file = taken_apart(artifact)
+        last = {name: i for i, step in enumerate(self.file.steps) for name in step.inputs}
+        self.done = [[n for n in step.inputs if last[n] == i and n not in self.file.constants and n not in
+                      self.file.outputs] for i, step in enumerate(self.file.steps)]  # fmt: skip
+        self.rounded = {name: half(array) for name, array in self.file.constants.items()}
+        self.sums = [_Sums() for _ in self.file.steps]
+        self.first: list[np.ndarray] = []  # arrays of the first batch
+
+    def predict(
+        self, inputs: np.ndarray | Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(outputs in half precision, outputs in float32) by name, for any number N of examples; see `Runner.predict`.
+        Adds to what `check` tells."""
+        name = self.artifact.path.name
+        count, batches = split(inputs, self.artifact.inputs, self.file.dtypes, self.file.batch, name)
+        found: tuple[list[list[np.ndarray]], list[list[np.ndarray]]] = ([], [])
+        self.first = self.first or batches[0]
+        for arrays in progress(batches, f"Running {name} in half precision", len(batches)):
+            for results, made in zip(found, self._run(arrays), strict=True):
+                results.append(made)
+        names = self.artifact.output_names
+        halves, singles = (join(names, count, results) for results in found)
+        by_name = lambda y: y if isinstance(y, dict) else {names[0]: y}
+        return by_name(halves), by_name(singles)
+
+    def check(self) -> HalfCheck:
+        """What each operation lost, over all examples so far, and what those that lost most cost the outputs."""
+        counted = [i for i, sums in enumerate(self.sums) if sums.counts["results"]]
+        readers: dict[str, list[int]] = {}
+        for i, step in enumerate(self.file.steps):
+            for name in step.inputs:
+                readers.setdefault(name, []).append(i)
+
+        def suspicion(i: int) -> float:
+            """Decibels: of what it loses itself, or of that against the sums that alone read it."""
+            of = [r for name in self.file.steps[i].outputs for r in readers.get(name, ())]
+            sums, last = self.sums[i], not of or any(name in self.file.outputs for name in self.file.steps[i].outputs)
+            if last or not all(self.file.steps[r].adds and self.sums[r].counts["results"] for r in of):
+                return sums.db(sums.own)
+            return sqnr_db(min(self.sums[r].mean_square for r in of), sums.own / sums.counts["results"])
+
+        suspects = sorted(counted, key=suspicion)[:SUSPECTS]
+        expected = self._alone(None) if suspects else []
+        effects = {i: _worst_db(expected, self._alone(i)) for i in suspects}
+        return HalfCheck(
+            accumulator=self.accumulator,
+            steps=tuple(self.sums[i].step(self.file.steps[i], effects.get(i)) for i in counted),
+        )
+
+    def _alone(self, which: int | None) -> list[np.ndarray]:
+        """The file's outputs for the first batch in float32, but for one operation in half precision."""
+        values = {**self.file.constants, **dict(zip(self.file.inputs, self.first, strict=True))}
+        for i, (step, done) in enumerate(zip(self.file.steps, self.done, strict=True)):
+            inputs = [values[name] for name in step.inputs]
+            made = self._half(step, [half(x) for x in inputs]) if i == which else step.run(inputs)
+            values.update(zip(step.outputs, made, strict=True))
+            for name in done:
+                values.pop(name, None)
+        return [values[name] for name in self.file.outputs]
+
+    def _run(self, arrays: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        single = {**self.file.constants, **dict(zip(self.file.inputs, arrays, strict=True))}
+        halves = {**self.rounded, **{name: half(a) for name, a in zip(self.file.inputs, arrays, strict=True)}}
+        for step, done, sums in zip(self.file.steps, self.done, self.sums, strict=True):
+            inputs = [single[name] for name in step.inputs]
+            exact = step.run(inputs)
+            own = self._half(step, [half(x) for x in inputs])
+            whole = self._half(step, [halves[name] for name in step.inputs])
+            fits = all(np.isfinite(half(x)).all() for x in inputs if np.isfinite(x).all())
+            for y, alone, after in zip(exact, own, whole, strict=True):
+                sums.add(y, alone, after, fits)
+            single.update(zip(step.outputs, exact, strict=True))
+            halves.update(zip(step.outputs, whole, strict=True))
+            for name in done:
+                single.pop(name, None)
+                halves.pop(name, None)
+        outputs = self.file.outputs
+        return [halves[name] for name in outputs], [single[name] for name in outputs]
+
+    def _half(self, step: Step, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        with np.errstate(all="ignore"):
+            summed = step.summed(inputs) if step.summed and self.accumulator == "float16" else None
+            return [half(y) for y in summed or step.run(inputs)]
+
+
+class _Sums:
+    """Of one operation, over all examples."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.largest = self.signal = self.own = self.whole = 0.0
+
+    def add(self, exact: np.ndarray, own: np.ndarray, whole: np.ndarray, fits: bool) -> None:
+        """`fits`: whether the inputs are in half precision's range; where not, what made them has overflowed."""
+        if exact.dtype.kind != "f":
+            return
+        finite = np.isfinite(exact)
+        lost = finite & ~np.isfinite(own) & fits
+        self.counts.update(
+            results=exact.size, overflowing=int(lost.sum()), vanishing=int(((exact != 0) & (own == 0)).sum())
+        )
+        y = exact[finite].astype(np.float64)
+        self.largest = max(self.largest, float(np.abs(y).max(initial=0)))
+        self.signal += float(np.square(y).sum())
+        for name, other in (("own", own), ("whole", whole)):
+            if name == "own" and not fits:
+                continue
+            with np.errstate(all="ignore"):
+                error = other[finite].astype(np.float64) - y
+            noise = float(np.square(error).sum()) if np.all(np.isfinite(error)) else math.inf
+            setattr(self, name, getattr(self, name) + noise)
+
+    @property
+    def mean_square(self) -> float:
+        return self.signal / max(1, self.counts["results"])
+
+    def db(self, noise: float) -> float:
+        return -math.inf if math.isinf(noise) else sqnr_db(self.signal, noise)
+
+    def step(self, step: Step, output_db: float | None) -> HalfStep:
+        count = self.counts["results"]
+        return HalfStep(
+            layer=step.name,
+            operation=step.operation,
+            largest=self.largest,
+            overflowing=self.counts["overflowing"] / count,
+            vanishing=self.counts["vanishing"] / count,
+            own_db=self.db(self.own),
+            sqnr_db=self.db(self.whole),
+            output_db=output_db,
+        )
+
+
+def _worst_db(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
+    """The least signal-to-noise ratio of the outputs."""
+    ratios = []
+    for y, other in zip(expected, found, strict=True):
+        with np.errstate(all="ignore"):
+            noise = float(np.square(other.astype(np.float64) - y).sum())
+        signal = float(np.square(y, dtype=np.float64).sum())
+        ratios.append(sqnr_db(signal, noise) if math.isfinite(noise) else -math.inf)
+    return min(ratios)

@@ -1,0 +1,316 @@
+"""What a model file says itself of its inputs and outputs, read from its own bytes without a runtime or a library.
+
+A description that lies beside a file is checked against it (`artifact.load`). Weights are not read: a file of hundreds
+of megabytes is told in a millisecond.
+
+Reference  LiteRT's `schema.fbs` and the FlatBuffers internals page; `onnx.proto`; coremltools'
+           `mlmodel/format/Model.proto` and `FeatureTypes.proto`; the wire format of Protocol Buffers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import pathlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+Shape = tuple[int, ...]
+Bytes = Any  # bytes, or a mapped file
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """An input or an output as a file declares it.
+
+    Attributes:
+        name: in the file's signature; `None` where the file has none.
+        dtype: as of `InputSpec.dtype`, or another name of a type; "" where it is not known.
+        shape: static; `None` where it is not known.
+    """
+
+    name: str | None
+    dtype: str = ""
+    shape: Shape | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file declares.
+
+    Attributes:
+        inputs: in the file's order.
+        outputs: in the file's order; `None` where they are not known.
+        class_names: of the classes, where the file has them at hand.
+    """
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...] | None
+    class_names: tuple[str, ...] = ()
+
+
+def header(path: pathlib.Path) -> Header:
+    """The `Header` of a file of one of `FORMATS`.
+
+    Raises:
+        ValueError: the file is damaged, or of another kind than its suffix says; as part of a sentence.
+    """
+    try:
+        return READERS[path.suffix](path)
+    except (OSError, EOFError, RecursionError, LookupError, ValueError, TypeError, struct.error, zlib.error,
+            zipfile.BadZipFile, msgspec.MsgspecError) as e:  # fmt: skip
+        raise ValueError(f"the file cannot be read ({' '.join(str(e).split()) or type(e).__name__})") from None
+
+
+def _mapped(path: pathlib.Path) -> Bytes:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+# ---------------------------------------------------------------- .tflite: FlatBuffers
+
+LITERT = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8"}
+
+
+class _Table:
+    """A table of a FlatBuffer: a field by its number in the schema."""
+
+    def __init__(self, data: Bytes, place: int) -> None:
+        self.data, self.place = data, place
+        self.fields = place - self._read("<i", place)
+        self.size = self._read("<H", self.fields)
+
+    def _read(self, format: str, place: int) -> int:
+        return int(struct.unpack_from(format, self.data, place)[0])
+
+    def _at(self, field: int) -> int:
+        """Where a field is, or 0 where it has its default."""
+        offset = 4 + 2 * field
+        found = self._read("<H", self.fields + offset) if offset < self.size else 0
+        return self.place + found if found else 0
+
+    def number(self, field: int, format: str = "<i") -> int:
+        return self._read(format, place) if (place := self._at(field)) else 0
+
+    def _vector(self, field: int) -> tuple[int, int]:
+        """(place of the first entry, how many there are)."""
+        if not (place := self._at(field)):
+            return 0, 0
+        start = place + self._read("<I", place)
+        count = self._read("<I", start)
+        if count > len(self.data):
+            raise ValueError("a list is longer than the file")
+        return start + 4, count
+
+    def text(self, field: int) -> str:
+        start, count = self._vector(field)
+        return bytes(self.data[start : start + count]).decode()
+
+    def numbers(self, field: int) -> tuple[int, ...]:
+        start, count = self._vector(field)
+        return struct.unpack_from(f"<{count}i", self.data, start)
+
+    def tables(self, field: int) -> list[_Table]:
+        start, count = self._vector(field)
+        places = range(start, start + 4 * count, 4)
+        return [_Table(self.data, place + self._read("<I", place)) for place in places]
+
+
+def _litert(path: pathlib.Path) -> Header:
+    data = _mapped(path)
+    if data[4:8] != b"TFL3":
+        raise ValueError("it does not start like a .tflite file")
+    model = _Table(data, struct.unpack_from("<I", data, 0)[0])
+    graph = model.tables(2)[0]
+    tensors = graph.tables(0)
+    names: dict[int, str] = {}
+    for signature in model.tables(7):
+        if signature.number(4) == 0:
+            names |= {entry.number(1): entry.text(0) for field in (0, 1) for entry in signature.tables(field)}
+    tell = lambda i: Tensor(
+        name=names.get(i), dtype=LITERT.get(tensors[i].number(1, "<b"), "another type"), shape=tensors[i].numbers(0)
+    )
+    return Header(inputs=tuple(map(tell, graph.numbers(1))), outputs=tuple(map(tell, graph.numbers(2))))
+
+
+# ---------------------------------------------------------------- .onnx and .mlpackage: Protocol Buffers
+
+ONNX = {1: "float32", 2: "uint8", 3: "int8", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
+COREML = {65568: "float32", 65600: "float64", 131104: "int32", 65552: "float16"}
+COREML_GRAY = (10, 40)  # of ImageFeatureType.ColorSpace; the others have three channels
+
+
+class _Message:
+    """A message of Protocol Buffers: the values of a field by its number, nested messages being places in the bytes."""
+
+    def __init__(self, data: Bytes, start: int = 0, end: int | None = None) -> None:
+        self.data, self.start, self.end = data, start, len(data) if end is None else end
+
+    def _varint(self, place: int) -> tuple[int, int]:
+        value = 0
+        for i in range(10):
+            byte = self.data[place + i]
+            value |= (byte & 127) << 7 * i
+            if byte < 128:
+                return value, place + i + 1
+        raise ValueError("a number does not end")
+
+    def _entries(self) -> Iterator[tuple[int, Any]]:
+        place = self.start
+        while place < self.end:
+            key, place = self._varint(place)
+            kind = key & 7
+            value: Any
+            if kind == 0:
+                value, place = self._varint(place)
+            elif kind == 2:
+                length, place = self._varint(place)
+                value, place = (place, place + length), place + length
+            elif kind in (1, 5):
+                value, place = None, place + (8 if kind == 1 else 4)
+            else:
+                raise ValueError(f"a field of the unknown kind {kind}")
+            if place > self.end:
+                raise ValueError("a field ends behind the message")
+            yield key >> 3, value
+
+    def numbers(self, field: int) -> list[int]:
+        found: list[int] = []
+        for number, value in self._entries():
+            if number == field and isinstance(value, tuple):  # packed
+                place, end = value
+                while place < end:
+                    one, place = self._varint(place)
+                    found.append(one)
+            elif number == field and value is not None:
+                found.append(value)
+        return found
+
+    def number(self, field: int) -> int:
+        return next(iter(self.numbers(field)), 0)
+
+    def messages(self, field: int) -> list[_Message]:
+        spans = [value for number, value in self._entries() if number == field]
+        if not all(isinstance(span, tuple) for span in spans):
+            raise ValueError("a number where a message is to be")
+        return [_Message(self.data, *span) for span in spans]
+
+    def message(self, field: int) -> _Message:
+        """The last one, as the format says; an empty one where there is none."""
+        return [_Message(b""), *self.messages(field)][-1]
+
+    def has(self, field: int) -> bool:
+        return any(number == field for number, _ in self._entries())
+
+    def text(self, field: int) -> str:
+        message = self.message(field)
+        return bytes(message.data[message.start : message.end]).decode()
+
+
+def _onnx(path: pathlib.Path) -> Header:
+    graph = _Message(_mapped(path)).message(7)
+
+    def tell(value: _Message) -> Tensor:
+        tensor = value.message(2).message(1)
+        sizes = [size.number(1) for size in tensor.message(2).messages(1)]
+        dtype = ONNX.get(tensor.number(1), "another type")
+        return Tensor(name=value.text(1), dtype=dtype, shape=tuple(sizes) if all(sizes) else None)
+
+    return Header(inputs=tuple(map(tell, graph.messages(11))), outputs=tuple(map(tell, graph.messages(12))))
+
+
+def _coreml(path: pathlib.Path) -> Header:
+    description = _Message(_mapped(package_model(path))).message(2)
+
+    def tell(feature: _Message) -> Tensor:
+        name, kind = feature.text(1), feature.message(3)
+        if kind.has(4):
+            image = kind.message(4)
+            channels = 1 if image.number(3) in COREML_GRAY else 3
+            return Tensor(name=name, dtype="image", shape=(1, image.number(2), image.number(1), channels))
+        if kind.has(5):
+            array = kind.message(5)
+            shape = tuple(array.numbers(1)) or None
+            return Tensor(name=name, dtype=COREML.get(array.number(2), "another type"), shape=shape)
+        return Tensor(name=None)  # a classifier's probabilities: coreml.load knows them by their kind
+
+    outputs = description.messages(10)
+    if description.text(11) and len(outputs) > 1:  # a classifier tells the label, too
+        outputs = [output for output in outputs if output.text(1) != description.text(11)]
+    return Header(inputs=tuple(map(tell, description.messages(1))), outputs=tuple(map(tell, outputs)))
+
+
+class _Item(msgspec.Struct):
+    path: str
+
+
+class _Manifest(msgspec.Struct):
+    """What is read of a package's Manifest.json."""
+
+    items: dict[str, _Item] = msgspec.field(name="itemInfoEntries")
+    root: str = msgspec.field(name="rootModelIdentifier")
+
+
+def package_model(path: pathlib.Path) -> pathlib.Path:
+    """The .mlmodel file of an .mlpackage folder, as its Manifest.json names it.
+
+    Raises:
+        ValueError: no manifest, or a path that leaves the package.
+    """
+    manifest = msgspec.json.decode((path / "Manifest.json").read_bytes(), type=_Manifest)
+    return within(path / "Data", manifest.items[manifest.root].path, path)
+
+
+def within(folder: pathlib.Path, name: str, package: pathlib.Path) -> pathlib.Path:
+    """The path of a name in a folder of a package, if it is in the package, symbolic links followed.
+
+    Raises:
+        ValueError: it is not.
+    """
+    found = folder / name
+    if "\0" in name or not found.resolve().is_relative_to(package.resolve()):
+        raise ValueError(f"it names {name!r}, which is outside of the package")
+    return found
+
+
+# ---------------------------------------------------------------- .keras: a zip of JSON and weights
+
+
+class _Saved(msgspec.Struct):
+    """What is read of a .keras file's config.json."""
+
+    config: dict[str, Any]
+
+
+def _keras(path: pathlib.Path) -> Header:
+    with zipfile.ZipFile(path) as archive:
+        saved = msgspec.json.decode(archive.read("config.json"), type=_Saved)
+    fields = {key: _plain(value) for key, value in saved.config.items()}
+    sides = fields.get("image_size")
+    shape = (1, *sides, fields["in_channels"]) if sides and "in_channels" in fields else None
+    image = Tensor(name=None, dtype="float32", shape=shape)
+    return Header(inputs=(image,), outputs=None, class_names=tuple(fields.get("class_names") or ()))
+
+
+def _plain(value: Any) -> Any:
+    """A value of a configuration; Keras writes a tuple as a dictionary."""
+    return value["items"] if isinstance(value, dict) and value.get("class_name") == "__tuple__" else value
+
+
+READERS: dict[str, Callable[[pathlib.Path], Header]] = {
+    ".tflite": _litert,
+    ".onnx": _onnx,
+    ".mlpackage": _coreml,
+    ".keras": _keras,
+}
+FORMATS = {
+    ".tflite": "litert",
+    ".onnx": "onnx",
+    ".mlpackage": "coreml",
+    ".keras": "keras",
+}  # suffix -> format
