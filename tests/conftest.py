@@ -70,3 +70,17 @@ def short_timing(monkeypatch):
         return measured(children, device, min_runs, min_seconds / 10, warmup_seconds / 10, processes)
 
     monkeypatch.setattr(host, "in_turns", in_turns)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command in this process; returns exit code, stdout and stderr."""
+    from keras_vits import cli
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return run

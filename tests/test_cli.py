@@ -20,19 +20,6 @@ MODEL = "vit_tiny_patch16_224"
 TINY = "--image-size 16 --set patch_size=4 --set width=24 --set depth=1 --set heads=2 --set mlp_hidden=48".split()
 
 
-@pytest.fixture
-def run(capsys):
-    """Runs the command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with the .keras file of a tiny model that has seen some digits."""

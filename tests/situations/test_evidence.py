@@ -63,19 +63,6 @@ def known(tmp_path_factory):
 # ---------------------------------------------------------------- the pictures of another model (evidence 1)
 
 
-@pytest.fixture
-def run(capsys):
-    from keras_vits.cli import main
-
-    def call(*args):
-        with pytest.raises(SystemExit) as caught:
-            main([str(a) for a in args])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return call
-
-
 @pytest.mark.parametrize("verb", ["verify", "report"])
 def test_no_pictures_are_taken_by_default(run, four, verb, tmp_path):
     four[0].save(tmp_path / "m.keras")

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import keras_vits
-from keras_vits import cli, edge
+from keras_vits import edge
 from keras_vits._util import progress, terminal
 
 pytestmark = pytest.mark.once
@@ -274,19 +274,6 @@ except RuntimeError:
 )
 def test_what_a_terminal_would_obey_is_shown(text, shown):
     assert terminal.visible(text) == shown
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs the command in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

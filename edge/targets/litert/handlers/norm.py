@@ -7,14 +7,14 @@ import typing
 
 import numpy as np
 
+from keras_vits.graph.rewrite.rules_half import SMALLEST
+
 from ._registry import handles
 
 if typing.TYPE_CHECKING:
     from keras_vits.graph.ir import Node
 
     from ..writer import Writer
-
-SMALLEST_SPREAD = 1e-4  # of a row, from its least to its largest number: one that half precision can divide by
 
 
 @handles("softmax")
@@ -48,7 +48,7 @@ def layer_norm(w: Writer, node: Node) -> None:
     largest = w.step("REDUCE_MAX", [x, axes], row, "largest", "Reducer", keepDims=True)
     least = w.step("REDUCE_MIN", [x, axes], row, "least", "Reducer", keepDims=True)
     root = math.sqrt(node.attrs["epsilon"])
-    smallest = w.constant(max(SMALLEST_SPREAD, root), np.float32, "smallest")  # so that epsilon / m^2 is at most 1
+    smallest = w.constant(max(SMALLEST, root), np.float32, "smallest")  # so that epsilon / m^2 is at most 1
     spread = w.step("SUB", [largest, least], row, "range", "Sub")
     spread = w.step("MAXIMUM", [spread, smallest], row, "spread", "MaximumMinimum")
     centred = w.step("SUB", [x, mean], shape, "centred", "Sub")
