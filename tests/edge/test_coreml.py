@@ -17,7 +17,7 @@ from keras_vits._util import files
 from keras_vits.edge import artifact as artifacts
 from keras_vits.edge import coreml, verify
 from keras_vits.edge.targets import _forms as forms
-from keras_vits.edge.targets.coreml import common, mlprogram, runtime
+from keras_vits.edge.targets.coreml import common, mlprogram, runtime, writer
 from keras_vits.edge.targets.coreml.handlers import HANDLERS
 from keras_vits.graph.ir import Builder
 from keras_vits.graph.ops import OPS
@@ -706,6 +706,20 @@ def test_a_grey_picture(tmp_path):
     mean, std = model.preprocessing.mean[0], model.preprocessing.std[0]
     expected = logits(model, (pixels / 255 - mean) / std)
     assert np.abs(coreml.load(artifact).predict(pixels) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_the_same_bytes_whatever_the_order_of_the_metadata(tmp_path):
+    build = Builder()
+    build.graph.outputs = [build("relu", build.input("x", (1, 4)))]
+    entries, found = [(f"key {i}", str(i)) for i in range(40)], []
+    for order in (entries, entries[::-1]):
+        model = coreml.write(build.graph, precision="float32")
+        model.user_defined_metadata.update(order)
+        path = tmp_path / f"{len(found)}.mlpackage"
+        writer.save(model, path)
+        assert dict(mlprogram.Program(path).spec.description.metadata.userDefined).items() >= dict(entries).items()
+        found.append(files.sha256(path))
+    assert found[0] == found[1]
 
 
 def test_a_classifier(tmp_path):

@@ -19,6 +19,7 @@ import numpy as np
 from keras_vits._util import files
 from keras_vits.graph.ir import Graph, Node, Value
 
+from ...headers import package_model
 from .._forms import CHANNELS_FIRST, Forms, Order, UnsupportedError, Variable, identity
 from .._types import lowered
 from . import handlers_matrix  # noqa: F401  it registers handlers
@@ -150,6 +151,9 @@ def save(model: Any, path: pathlib.Path) -> None:
     """
     model.save(str(path))
     release(model)
+    program = package_model(path)
+    spec = coremltools().proto.Model_pb2.Model.FromString(program.read_bytes())
+    program.write_bytes(spec.SerializeToString(deterministic=True))  # otherwise maps are in the order of a hash table
     manifest = json.loads((path / "Manifest.json").read_text(encoding="utf-8"))
     content = files.sha256(path / "Data")
     entries = manifest["itemInfoEntries"]  # under identifiers that are drawn anew each time
