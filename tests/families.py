@@ -298,14 +298,19 @@ FAMILIES = [
 ]
 
 
-def everywhere(*names):
-    """All families as a test's parameters: those of these names on every backend, the others once.
+def once_but(cases, *names):
+    """Names of cases as a test's parameters: these on every backend, the others once."""
+    assert set(names) <= set(cases)
+    return [pytest.param(case, marks=() if case in names else pytest.mark.once) for case in cases]
+
+
+def everywhere(*names, among=None):
+    """The families, or those of some names, as a test's parameters: these on every backend, the others once.
 
     For what follows from a model's graph and weights, which are equal on every backend: graph/test_trace.py.
     """
-    assert set(names) <= {family.name for family in FAMILIES}
-    marks = lambda family: () if family.name in names else pytest.mark.once
-    return [pytest.param(family, marks=marks(family), id=family.name) for family in FAMILIES]
+    chosen = {family.name: family for family in FAMILIES if among is None or family.name in among}
+    return [pytest.param(chosen[p.values[0]], marks=p.marks, id=p.values[0]) for p in once_but(chosen, *names)]
 
 
 def randomize(model, seed=0):
@@ -330,6 +335,13 @@ def randomize(model, seed=0):
         keras_private.set_value(variable, value.astype("float32"))
     keras_private.initialize(model)
     return model
+
+
+def signature(graph):
+    """What two Graphs of one model have in common: operations, layers, shapes of the inputs, attributes."""
+    return [
+        [n.op, n.layer, [v and list(v.shape) for v in n.inputs], repr(sorted(n.attrs.items()))] for n in graph.nodes
+    ]
 
 
 def predict(model, images):

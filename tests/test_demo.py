@@ -9,6 +9,8 @@ from keras_vits.cli import demo_job as demo
 from keras_vits.edge import artifact
 from keras_vits.edge.devices import host
 
+pytestmark = pytest.mark.once  # the tests of training, exporting and quantizing are for every backend
+
 JOBS = (
     demo.Job(
         variant="vit_tiny_patch16_224",

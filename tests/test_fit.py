@@ -75,16 +75,17 @@ def learns(model, data, optimizer):
     assert until.learned, until.losses
 
 
-@pytest.mark.parametrize("data", [as_arrays, as_tf_data, as_data_loader, as_pydataset], ids=lambda f: f.__name__)
-def test_every_data_set(data):
+DATA = {f.__name__: f for f in (as_arrays, as_tf_data, as_data_loader, as_pydataset)}
+
+
+@pytest.mark.parametrize("name", families.once_but(DATA, "as_tf_data", "as_data_loader", "as_pydataset"))
+def test_every_data_set(name):
     model = families.FAMILIES[0].create()
-    learns(model, data(*examples(model)), keras.optimizers.AdamW(3e-3))
+    learns(model, DATA[name](*examples(model)), keras.optimizers.AdamW(3e-3))
 
 
-ONCE = {"vit_resnetd", "mobilevit_v3"}  # whose layers others have, too; XLA takes a quarter of a minute for each
-
-
-@pytest.mark.parametrize("family", families.everywhere(*({f.name for f in families.FAMILIES} - ONCE)))
+# Those on every backend have all kinds of layers; XLA takes up to a quarter of a minute for each of the others, too.
+@pytest.mark.parametrize("family", families.everywhere("vit", "vit_hybrid", "mobilevit_v2", "efficientvit"))
 def test_every_family(family):
     model = family.create(dtype="mixed_bfloat16", drop_path=0.1)
     before = {v.path: keras.ops.convert_to_numpy(v) for v in model.trainable_weights}

@@ -70,7 +70,9 @@ def test_every_family_goes_through_a_preset(keras_hub, hub, family, tmp_path):
     close(loaded.predict(images, verbose=0), model.predict(images, verbose=0), 1e-6)
 
 
-@pytest.mark.parametrize("family", [VIT, families.FAMILIES[-1]], ids=lambda f: f.variant)
+@pytest.mark.parametrize(
+    "family", [VIT, pytest.param(families.FAMILIES[-1], marks=pytest.mark.once)], ids=lambda f: f.variant
+)
 def test_backbone_ends_before_the_pooling(keras_hub, hub, family, tmp_path):
     model = family.create()
     hub.backbone(model).save_to_preset(tmp_path)
@@ -220,7 +222,7 @@ def pictures(model, count=2):
     return np.random.default_rng(3).normal(size=(count, *model.input_shape[1:])).astype("float32")
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", families.once_but(BACKBONES, "vit", "dinov2 with registers"))
 def test_features_equal_keras_hub(keras_hub, hub, name):
     source = theirs(keras_hub, name)
     ours = hub.model(source)
@@ -232,7 +234,14 @@ def test_features_equal_keras_hub(keras_hub, hub, name):
     assert ours.cfg.depth == len({path.split("/")[0] for path in arrays(ours) if path.startswith("block_")}) == 2
 
 
-@pytest.mark.parametrize("name, pooling", [("vit", "token"), ("vit without class token", "gap"), ("deit", "token")])
+@pytest.mark.parametrize(
+    "name, pooling",
+    [
+        ("vit", "token"),
+        pytest.param("vit without class token", "gap", marks=pytest.mark.once),
+        pytest.param("deit", "token", marks=pytest.mark.once),
+    ],
+)
 def test_logits_and_preprocessing_equal_keras_hub(keras_hub, hub, name, pooling, tmp_path):
     kind = BACKBONES[name][0]
     part = lambda module, suffix: getattr(module, kind + suffix)

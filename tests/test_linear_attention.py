@@ -5,6 +5,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from families import once_but
 from keras import ops
 
 from keras_vits import edge
@@ -112,7 +113,7 @@ MATRICES = {
 }
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", [True, pytest.param(False, marks=pytest.mark.once)])
 @pytest.mark.parametrize("name", MATRICES)
 def test_formula(name, bias):
     x = normal(3, TOKENS, WIDTH)
@@ -202,6 +203,7 @@ def test_a_token_without_positive_features_gives_nothing():
 # ---------------------------------------------------------------- FAVOR+
 
 
+@pytest.mark.once
 def test_favor_approaches_softmax_attention_with_more_features():
     x = normal(2, 64, 32)
     softmax_layer = randomized(MultiHeadAttention(HEADS), x.shape, scale=0.05)
@@ -268,6 +270,7 @@ def test_favor_features_are_orthogonal_random_and_kept():
 # ---------------------------------------------------------------- what all of them promise
 
 
+@pytest.mark.once
 @each
 def test_any_batch_and_the_samples_do_not_mix(name):
     x = normal(3, TOKENS, WIDTH)
@@ -294,7 +297,7 @@ def test_linformer_needs_a_fixed_number_of_tokens():
         LinformerAttention(HEADS).build((None, None, WIDTH))
 
 
-@each
+@pytest.mark.parametrize("name", once_but(ATTENTIONS, "favor", "linformer"))  # test_saving.py has all of them
 def test_save_and_load(name, tmp_path):
     special = {"favor": dict(features=6, seed=4), "linformer": dict(rank=3)}.get(name, {})
     tokens = keras.Input((TOKENS, WIDTH))
@@ -355,6 +358,7 @@ def tensors(cls, tokens):
     return sum(sizes), max(sizes)
 
 
+@pytest.mark.once
 @each
 def test_memory_is_linear_in_the_tokens(name):
     """Four times the tokens make at most four times the numbers; softmax attention's grow sixteenfold."""

@@ -244,6 +244,7 @@ def test_operation_equals_graph(op, layout, tmp_path):
     assert difference(build.graph, tmp_path, *arrays, layout=layout) <= 1e-5
 
 
+@pytest.mark.once
 def test_an_operation_that_core_ml_lacks_is_named():
     build = Builder()
     x = build.input("x", (1, 4, 4, 3))
@@ -278,7 +279,7 @@ def test_regroup(seed):
 # ---------------------------------------------------------------- models, end to end
 
 
-@pytest.fixture(scope="module", params=everywhere("vit", "mobilevit"))
+@pytest.fixture(scope="module", params=everywhere("vit"))
 def family(request):
     model = request.param.create()
     x = images(model, 3)
@@ -308,6 +309,7 @@ def test_model_equals_file(family, precision, tmp_path):
     assert artifact.tools["backend"] == keras.backend.backend()
 
 
+@pytest.mark.once
 def test_a_static_batch(family, tmp_path):
     """A file for two images at a time takes three."""
     model, x, expected = family
@@ -331,6 +333,7 @@ def create(name, **overrides):
     return next(f for f in FAMILIES if f.name == name).create(**overrides)
 
 
+@pytest.mark.once
 def test_vit_uses_fused_operations(tmp_path):
     depth = 2
     found = coreml.load(coreml.export(create("vit", depth=depth), tmp_path)).histogram()
@@ -414,6 +417,7 @@ def test_attention_is_found(options, tmp_path):
     assert "attention" not in graph.histogram()  # the given Graph is not changed
 
 
+@pytest.mark.once
 def test_fused_attention(family, tmp_path):
     model, x, expected = family
     runner = coreml.load(coreml.export(model, tmp_path, precision="float32", target="iOS18"))
@@ -422,6 +426,7 @@ def test_fused_attention(family, tmp_path):
     assert "softmax" not in found or "scaled_dot_product_attention" not in found
 
 
+@pytest.mark.once
 def test_neural_engine_layout(family, tmp_path):
     """Every tensor has four axes, every dense layer is a convolution, and the answers are the same."""
     model, x, expected = family
@@ -535,6 +540,7 @@ def test_metadata(tmp_path):
         coreml.load(artifact, "gpu")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("layout", coreml.LAYOUTS)
 def test_several_outputs(layout, tmp_path):
     """Three images by a file for two: tokens of three axes and a pooled vector, named as in the Keras model."""
@@ -630,6 +636,7 @@ def test_batch_image_size_and_features(tmp_path):
     assert all(close(y, expected) for y, expected in zip(found.values(), (chances, block, pool), strict=True))
 
 
+@pytest.mark.once
 def test_the_same_model_gives_the_same_program(tmp_path):
     """Byte for byte, the manifest's identifiers included."""
     model = create("vit")
@@ -637,6 +644,7 @@ def test_the_same_model_gives_the_same_program(tmp_path):
     assert files.sha256(one) == files.sha256(two)
 
 
+@pytest.mark.once
 def test_errors(tmp_path):
     model = create("vit")
     for options, message in [
@@ -660,6 +668,7 @@ def test_errors(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.once
 def test_nothing_is_left_when_the_disk_is_full(tmp_path, monkeypatch):
     model = create("vit")
     artifact = coreml.export(model, tmp_path)
@@ -685,7 +694,13 @@ PREPROCESSINGS = {
 
 
 @pytest.mark.parametrize(
-    "family_name, name", [("vit", "equal"), ("vit", "unequal"), ("vit", "bgr"), ("mobilevit", "bgr")]
+    "family_name, name",
+    [
+        ("vit", "bgr"),
+        pytest.param("vit", "equal", marks=pytest.mark.once),
+        pytest.param("vit", "unequal", marks=pytest.mark.once),
+        pytest.param("mobilevit", "bgr", marks=pytest.mark.once),
+    ],
 )
 def test_image_input_normalises_as_the_model_says(family_name, name, tmp_path):
     """Pixels in, with stems that pad (mobilevit) and that do not."""
@@ -699,6 +714,7 @@ def test_image_input_normalises_as_the_model_says(family_name, name, tmp_path):
     assert np.abs(coreml.load(artifact).predict(pixels) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.once
 def test_a_grey_picture(tmp_path):
     model = create("vit", in_channels=1)
     artifact = coreml.export(model, tmp_path, precision="float32", image_input=True)
@@ -708,6 +724,7 @@ def test_a_grey_picture(tmp_path):
     assert np.abs(coreml.load(artifact).predict(pixels) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.once
 def test_the_same_bytes_whatever_the_order_of_the_metadata(tmp_path):
     build = Builder()
     build.graph.outputs = [build("relu", build.input("x", (1, 4)))]
@@ -748,6 +765,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
 
+@pytest.mark.once
 def test_a_single_class(tmp_path):
     """A sigmoid makes its probability, and the file is no classifier, since Core ML's has two labels or more."""
     model = create("vit", num_classes=1, class_names=["leaf"])
@@ -806,6 +824,7 @@ def test_a_foreign_classifier(tmp_path):
     assert close(runner.predict(pixels), logits(model, (pixels / 255 - 0.5) / 0.5))
 
 
+@pytest.mark.once
 def test_two_images_at_a_time_are_no_classifier(tmp_path):
     """Core ML's classifier has one label: a batch of images gives plain probabilities."""
     model = create("vit", class_names=list("abcde"))
@@ -875,6 +894,7 @@ def test_several_inputs(pictures, layout, tmp_path):
         coreml.quantize(half, "int8_int8", given["an_image"])
 
 
+@pytest.mark.once
 def test_which_input_is_the_picture_must_be_clear(tmp_path):
     one, two = keras.Input((8, 8, 3), name="one"), keras.Input((8, 8, 3), name="two")
     model = keras.Model([one, two], keras.layers.Flatten()(keras.layers.Add()([one, two])))
@@ -992,6 +1012,7 @@ def test_calibration_of_a_classifier_of_pictures(tmp_path):
     np.testing.assert_allclose(coreml.load(small).predict(pixels), coreml.load(full).predict(pixels), atol=0.05)
 
 
+@pytest.mark.once
 def test_quantize_errors(wide, tmp_path):
     full = coreml.export(wide[0], tmp_path)
     with pytest.raises(ValueError, match=r"int3.*palette8"):
@@ -1025,6 +1046,7 @@ def test_palettes_name_the_package_that_they_need(wide, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.glob("*palette*")] == []
 
 
+@pytest.mark.once
 def test_images_of_another_size_are_refused(wide, tmp_path):
     runner = coreml.load(coreml.export(wide[0], tmp_path))
     with pytest.raises(ValueError, match=r"\(N, 32, 32, 3\).*\(1, 16, 16, 3\)"):

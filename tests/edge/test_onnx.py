@@ -291,7 +291,7 @@ def exported(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("family", everywhere("vit", "mobilevit"))
+@pytest.mark.parametrize("family", everywhere("vit"))
 def test_float32(family, exported):
     model, artifact, x, expected = exported(family)
     runner = edge.onnx.load(artifact)
@@ -439,6 +439,7 @@ def test_heads_pixels_and_metadata(tmp_path):
     assert close(scores, np.sort(probabilities[:1])[:, ::-1][:, :3])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("pixels", [False, True])
 def test_channels_first_saves_the_transpose_of_the_image(pixels, tmp_path):
     model = FAMILIES[0].create()
@@ -453,6 +454,7 @@ def test_channels_first_saves_the_transpose_of_the_image(pixels, tmp_path):
     assert b.histogram()["Transpose"] - a.histogram()["Transpose"] == 1
 
 
+@pytest.mark.once
 def test_batch_size_and_features(tmp_path):
     model = FAMILIES[0].create()
     artifact = edge.onnx.export(model, tmp_path, batch=4, image_size=(32, 48), features=[0, "pool"])

@@ -10,6 +10,8 @@ from keras_vits.graph.rewrite import rewrite, with_head, with_pixels
 from keras_vits.preprocess import Preprocessing
 from keras_vits.specs import OutputSpec, classification
 
+pytestmark = pytest.mark.once  # it knows Graphs alone, which are the same on every backend
+
 family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 RANDOM = np.random.default_rng(0)
 CONV = dict(strides=(1, 1), pads=((0, 0), (0, 0)), dilation=(1, 1))
