@@ -7,7 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vits.specs import OutputSpec, whole_number
+from keras_vits._util.limits import whole
+from keras_vits.specs import OutputSpec
 
 BATCH = 32  # pictures that are computed at once
 
@@ -73,7 +74,7 @@ def best(scores: np.ndarray, spec: OutputSpec, top_k: int, picture: str = "the p
     Raises:
         ValueError: `top_k` below 1, an output without classes, or values that are not finite.
     """
-    top_k = whole_number(top_k, "top_k")
+    top_k = whole("top_k", top_k)
     if not np.all(np.isfinite(scores)):
         raise ValueError(
             f"The model gives NaN or infinity in {spec.name!r} for {picture}: look for it in its weights, or in the "

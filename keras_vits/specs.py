@@ -7,7 +7,6 @@ from its traced graph; what no graph tells is asked for (`kinds`).
 from __future__ import annotations
 
 import dataclasses
-import operator
 import typing
 from collections.abc import Mapping, Sequence
 
@@ -101,6 +100,38 @@ class InputSpec:
         import numpy as np
 
         return np.ascontiguousarray(np.moveaxis(images, 3, 1)) if self.layout == "nchw" else images
+
+    def check_examples(self, array: np.ndarray, who: str, first: int = 0) -> None:
+        """Checks that an array is some number N of examples of this input, in finite numbers of any type.
+
+        Args:
+            array: as it was given.
+            who: what takes them, for messages: "model.tflite", "Calibration".
+            first: number of its first example among all.
+
+        Raises:
+            SpecError: another shape, what is no number, or NaN or infinity.
+        """
+        import numpy as np
+
+        one = tuple(self.shape[1:])
+        if array.ndim != len(self.shape) or array.shape[1:] != one:
+            hint = ""
+            if self.is_image and array.ndim == 4 and array.shape[1:] == tuple(self.shape[i] for i in (3, 1, 2)):
+                hint = ", whose channels are first: move them to the end"
+            if array.shape == one:
+                hint = ", which is one example: give it a first axis"
+            what = "images" if self.is_image else f"{self.name!r} of shape"
+            raise SpecError(f"{who} takes {what} ({', '.join(map(str, ('N', *one)))}); received {array.shape}{hint}.")
+        if array.dtype.kind not in "iufb":
+            raise SpecError(f"{who} takes numbers in {self.name!r}; received {array.dtype}.")
+        finite = np.isfinite(array).reshape(len(array), -1).all(1) if array.size else np.ones(0, bool)
+        if not finite.all():
+            which = f"{'image' if self.is_image else 'example'} {first + int(np.argmin(finite))}"
+            raise SpecError(
+                f"The values of {self.name!r} must be finite numbers; {which} holds NaN or infinity: look at how it is "
+                "loaded and normalised."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,7 +257,8 @@ class OutputSpec:
             top_k: how many classes `"top_k"` gives; at most K.
 
         Raises:
-            SpecError: an unknown head, one that an output of this kind cannot have, or `top_k` below 1.
+            SpecError: an unknown head, one that an output of this kind cannot have.
+            ValueError: `top_k` is no positive integer.
         """
         if head not in ("logits", "softmax", "top_k"):
             raise SpecError(f"head must be 'logits', 'softmax' or 'top_k'; received {head!r}.")
@@ -239,7 +271,9 @@ class OutputSpec:
             return (
                 dataclasses.replace(self, name="probabilities", kind="probabilities", applied=made.get(self.kind, "")),
             )
-        top_k = whole_number(top_k, "top_k")
+        from keras_vits._util.limits import whole  # which imports numpy
+
+        top_k = whole("top_k", top_k)
         if self.classes == 1:
             raise SpecError(
                 f"Output {self.name!r} has a single class, of which there is no top {top_k}: head='softmax'."
@@ -260,25 +294,6 @@ def classification(name: str, classes: int, class_names: Sequence[str] = (), sha
     """The spec of a classifier's logits (B,K): of a single class a `binary_logit`."""
     kind: Kind = "binary_logit" if classes == 1 else "logits"
     return OutputSpec(name=name, kind=kind, classes=classes, class_names=tuple(class_names), shape=tuple(shape))
-
-
-def whole_number(value: typing.Any, what: str, least: int = 1) -> int:
-    """A whole number of any type, numpy's and a float such as 64.0 among them, as an int.
-
-    Raises:
-        SpecError: something else, or less than `least`.
-    """
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise SpecError(f"{what} must be a whole number; received {value!r}.")
-    if number < least:
-        raise SpecError(f"{what} must be at least {least}; received {value!r}.")
-    return number
 
 
 def checked_names(names: typing.Any) -> tuple[str, ...]:

@@ -239,7 +239,7 @@ def test_predict_refuses(model):
         keras_vits.predict(model, CHINA.astype("float32") / 255)
     with pytest.raises(ValueError, match=r"nowhere\.jpg is not a readable picture"):
         keras_vits.predict(model, "nowhere.jpg")
-    with pytest.raises(ValueError, match="top_k must be at least 1; received 0"):
+    with pytest.raises(ValueError, match="top_k must be a positive integer; received 0"):
         keras_vits.predict(model, CHINA, top_k=0)
     with pytest.raises(ValueError, match="gives features, so it predicts no classes"):
         keras_vits.predict(FAMILY.create(num_classes=0), CHINA)

@@ -51,8 +51,10 @@ def close(ours, theirs, tolerance=1e-4):
 # ---------------------------------------------------------------- presets
 
 
-@pytest.mark.parametrize("family", families.everywhere("vit"))
-def test_every_family_goes_through_a_preset(keras_hub, hub, family, tmp_path):
+@pytest.mark.parametrize(
+    "family", families.everywhere("vit", among=("vit", "vit_hybrid", "mixer", "mobilevit", "efficientvit"))
+)
+def test_a_family_goes_through_a_preset(keras_hub, hub, family, tmp_path):
     model = family.create()
     hub.classifier(model).save_to_preset(tmp_path)
     families.randomize(model, seed=5)  # what was saved is a copy

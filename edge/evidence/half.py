@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -89,29 +89,34 @@ class HalfRunner:
                 return sums.db(sums.own)
             return sqnr_db(min(self.sums[r].mean_square for r in of), sums.own / sums.counts["results"])
 
-        suspects = sorted(counted, key=suspicion)[:SUSPECTS]
-        expected = self._alone(None) if suspects else []
-        effects = {i: _worst_db(expected, self._alone(i)) for i in suspects}
+        effects = self._effects(sorted(counted, key=suspicion)[:SUSPECTS])
         return HalfCheck(
             accumulator=self.accumulator,
             steps=tuple(self.sums[i].step(self.file.steps[i], effects.get(i)) for i in counted),
         )
 
-    def _alone(self, which: int | None) -> list[np.ndarray]:
-        """The file's outputs for the first batch in float32, but for one operation in half precision."""
-        values = {**self.file.constants, **dict(zip(self.file.inputs, self.first, strict=True))}
-        for i, (step, done) in enumerate(zip(self.file.steps, self.done, strict=True)):
-            inputs = [values[name] for name in step.inputs]
-            made = self._half(step, [half(x) for x in inputs]) if i == which else step.run(inputs)
-            values.update(zip(step.outputs, made, strict=True))
-            for name in done:
-                values.pop(name, None)
-        return [values[name] for name in self.file.outputs]
+    def _effects(self, suspects: Sequence[int]) -> dict[int, float]:
+        """Number of an operation -> decibels of the outputs for the first batch, if it alone is in half precision."""
+        if not suspects:
+            return {}
+        steps, values, before = self.file.steps, self._given(self.first), {}
+        for i, step in enumerate(steps):
+            if i in suspects:
+                before[i] = dict(values)
+            self._put(values, i, step.run([values[name] for name in step.inputs]))
+        expected, effects = [values[name] for name in self.file.outputs], {}
+        while before:
+            which, values = before.popitem()
+            for i, step in enumerate(steps[which:], which):
+                inputs = [values[name] for name in step.inputs]
+                self._put(values, i, self._half(step, [half(x) for x in inputs]) if i == which else step.run(inputs))
+            effects[which] = _worst_db(expected, [values[name] for name in self.file.outputs])
+        return effects
 
     def _run(self, arrays: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        single = {**self.file.constants, **dict(zip(self.file.inputs, arrays, strict=True))}
+        single = self._given(arrays)
         halves = {**self.rounded, **{name: half(a) for name, a in zip(self.file.inputs, arrays, strict=True)}}
-        for step, done, sums in zip(self.file.steps, self.done, self.sums, strict=True):
+        for i, (step, sums) in enumerate(zip(self.file.steps, self.sums, strict=True)):
             inputs = [single[name] for name in step.inputs]
             exact = step.run(inputs)
             own = self._half(step, [half(x) for x in inputs])
@@ -119,13 +124,20 @@ class HalfRunner:
             fits = all(np.isfinite(half(x)).all() for x in inputs if np.isfinite(x).all())
             for y, alone, after in zip(exact, own, whole, strict=True):
                 sums.add(y, alone, after, fits)
-            single.update(zip(step.outputs, exact, strict=True))
-            halves.update(zip(step.outputs, whole, strict=True))
-            for name in done:
-                single.pop(name, None)
-                halves.pop(name, None)
+            self._put(single, i, exact)
+            self._put(halves, i, whole)
         outputs = self.file.outputs
         return [halves[name] for name in outputs], [single[name] for name in outputs]
+
+    def _given(self, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """Name -> what is known before the first operation."""
+        return {**self.file.constants, **dict(zip(self.file.inputs, arrays, strict=True))}
+
+    def _put(self, values: dict[str, np.ndarray], i: int, made: Sequence[np.ndarray]) -> None:
+        """Enters what operation i has made, and drops what no later one reads."""
+        values.update(zip(self.file.steps[i].outputs, made, strict=True))
+        for name in self.done[i]:
+            values.pop(name, None)
 
     def _half(self, step: Step, inputs: list[np.ndarray]) -> list[np.ndarray]:
         with np.errstate(all="ignore"):

@@ -223,25 +223,9 @@ def _checked(array: np.ndarray, spec: InputSpec, first: int) -> np.ndarray:
         spec: of the input.
         first: number of its first example among all, for messages.
     """
-    what = "Calibration images" if spec.is_image else f"Calibration examples of {spec.name!r}"
-    if array.ndim != len(spec.shape) or array.shape[1:] != tuple(spec.shape[1:]):
-        hint = ""
-        if spec.is_image and array.ndim == 4 and array.shape[1:] == tuple(spec.shape[i] for i in (3, 1, 2)):
-            hint = ", whose channels are first: move them to the end"
-        if array.shape == tuple(spec.shape[1:]):
-            hint = ", which is one example: give it a first axis"
-        rest = ", ".join(map(str, spec.shape[1:]))
-        raise ValueError(f"{what} must have shape (N, {rest}); received {array.shape}{hint}.")
-    if array.dtype.kind not in "iufb":
-        raise ValueError(f"{what} are numbers; received {array.dtype}.")
+    spec.check_examples(array, "Calibration", first)
     if not array.size:
         return array
-    finite = np.isfinite(array.reshape(len(array), -1)).all(1)
-    if not finite.all():
-        raise ValueError(
-            f"{what} hold NaN or infinity, the first one in image {first + int(np.argmin(finite))}: look at how they "
-            "are loaded and normalised."
-        )
     if spec.dtype == "float32":
         return array.astype("float32", copy=False)
     low, high = float(array.min()), float(array.max())
@@ -253,7 +237,9 @@ def _checked(array: np.ndarray, spec: InputSpec, first: int) -> np.ndarray:
             )
         return np.rint(array).astype(np.uint8)
     if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
-        raise ValueError(f"{what} are whole numbers ({spec.dtype}); received {array.dtype} with fractions.")
+        raise ValueError(
+            f"Calibration takes whole numbers ({spec.dtype}) in {spec.name!r}; received {array.dtype} with fractions."
+        )
     return array.astype(spec.dtype)
 
 

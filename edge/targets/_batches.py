@@ -42,21 +42,9 @@ def checked(inputs: Arrays, specs: Sequence[InputSpec], file: str) -> dict[str, 
 
 
 def _checked(array: np.ndarray, spec: InputSpec, file: str) -> np.ndarray:
-    if array.ndim != len(spec.shape) or array.shape[1:] != spec.shape[1:]:
-        what = "images" if spec.is_image else f"{spec.name!r} of shape"
-        sizes = ", ".join(map(str, spec.shape[1:]))
-        raise ValueError(f"{file} takes {what} (N{', ' * bool(sizes)}{sizes}); received {array.shape}.")
-    if array.dtype.kind not in "iufb":
-        raise ValueError(f"{file} takes numbers in {spec.name!r}; received {array.dtype}.")
+    spec.check_examples(array, file)
     if not array.size:
         return array
-    finite = np.isfinite(array.reshape(len(array), -1)).all(1)
-    if not finite.all():
-        which = "image" if spec.is_image else "example"
-        raise ValueError(
-            f"The values of {spec.name!r} must be finite numbers; {which} {int(np.argmin(finite))} holds NaN or "
-            "infinity."
-        )
     if spec.dtype == "float32":
         if spec.is_image and array.dtype.kind != "f":
             make = "normalised float32 images" if spec.preprocessing else "float32 images, as the model takes them"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_vits._util.files import plain_name
+from keras_vits._util.limits import whole
 from keras_vits.specs import (
     InputSpec,
     OutputSpec,
@@ -19,7 +20,6 @@ from keras_vits.specs import (
     of_model,
     preprocessings,
     read_outputs,
-    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def prepare(
     from keras_vits.graph.trace import trace
     from keras_vits.version import __version__
 
-    name, batch = plain_name(model.name if name is None else name), whole_number(batch, "batch")
+    name, batch = plain_name(model.name if name is None else name), whole("batch", batch)
     check_finite(model)
     if image_size is not None:
         if not hasattr(model, "resized"):

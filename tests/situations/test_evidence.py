@@ -166,7 +166,7 @@ def test_the_image_with_nan_is_named(four):
     broken[17, 3, 4, 1] = np.nan
     with pytest.raises(ValueError, match="'image' must be finite numbers; image 17 holds NaN or infinity"):
         edge.verify(f32, model, broken)
-    with pytest.raises(ValueError, match="hold NaN or infinity, the first one in image 17"):
+    with pytest.raises(ValueError, match="image 17 holds NaN or infinity: look at how it is loaded"):
         edge.litert.quantize(f32, "static_int8", [broken[:16], broken[16:]])
 
 
@@ -427,7 +427,7 @@ def test_calibration_of_pixels_is_not_wrapped(known):
         (random(8, 32, 32, 3), "takes pixels 0 to 255 in 'image'; received float32 from -"),
         (pixels(8).astype(np.uint16) * 257, "received uint16 from"),
         (pixels(8).astype("float32") * 2, "received float32 from"),
-        (pixels(8).astype(str), "are numbers; received <U"),
+        (pixels(8).astype(str), "Calibration takes numbers in 'image'; received <U"),
         (pixels(8).transpose(0, 3, 1, 2), "whose channels are first: move them to the end"),
         (pixels(8)[0], "which is one example: give it a first axis"),
     ]:

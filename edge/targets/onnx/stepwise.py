@@ -79,7 +79,8 @@ def _runner(
         fixed = [package.numpy_helper.from_array(baked[n], n) for n in dict.fromkeys(node.input) if n in baked]
         graph = package.helper.make_graph([node], "step", inputs, outputs, fixed)
         alone = package.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-        return session(package.shape_inference.infer_shapes(alone).SerializeToString())
+        # One thread: those of hundreds of sessions wait for work in a loop, and take the processor from each other.
+        return session(package.shape_inference.infer_shapes(alone).SerializeToString(), threads=1)
 
     def run(arrays: Arrays) -> list[np.ndarray]:
         given = [np.asarray(a, dtype(name, a)) for name, a in zip(reads, arrays, strict=True)]
