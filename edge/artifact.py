@@ -41,6 +41,8 @@ class Artifact:
         operations: number of primitive operations in the graph, (before, after) `rewrite`, or `None`.
         trained_for: fields of a `litert.quantization.prepare.Choice`, of a float file whose model was fine-tuned for a
             static recipe: what that takes instead of calibration images. {} otherwise.
+        float32_layers: names of the layers that a file of half precision computes in float32 all the same, in whole or
+            in part, because half precision may not hold their numbers.
     """
 
     path: pathlib.Path
@@ -54,6 +56,7 @@ class Artifact:
     tools: Mapping[str, str] = dataclasses.field(default_factory=dict)
     operations: tuple[int, int] | None = None
     trained_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    float32_layers: tuple[str, ...] = ()
 
     @property
     def input(self) -> InputSpec:

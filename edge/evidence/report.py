@@ -27,6 +27,7 @@ from ..targets._protocol import Traits, names, target
 from .chance import at_chance
 from .plots import Point, plot
 
+NAMED = 5  # layers that a sentence names
 TOLERANCE = 0.01  # of top-1: a file this close to the most accurate one is as good as it
 PACKAGES = (
     "keras-vits keras numpy jax tensorflow torch ai-edge-litert ai-edge-quantizer coremltools onnx onnxruntime".split()
@@ -445,9 +446,19 @@ def _how(rows: Sequence[Row]) -> list[str]:
     for format in dict.fromkeys(r.artifact.format for r, _ in verified):
         by = [check.verified_by for r, check in verified if r.artifact.format == format]
         said += [sentence] if (sentence := target(format).traits.checked(by)) else []
+    said += [_in_float32(row.artifact) for row in rows if row.artifact.float32_layers]
     if missing := [row.artifact.path.name for row in rows if not row.verification]:
         said.append(f"Not verified, so nothing is claimed of them: {', '.join(missing)}.")
     return said
+
+
+def _in_float32(artifact: Artifact) -> str:
+    layers = artifact.float32_layers
+    names = ", ".join(layers[:NAMED]) + (" and others" if len(layers) > NAMED else "")
+    return (
+        f"Float32: half precision may not hold the numbers of {len(layers)} layer{'s' * (len(layers) > 1)} of "
+        f"{artifact.path.name}, which computes them in float32: {names}."
+    )
 
 
 # ---------------------------------------------------------------- Markdown

@@ -322,6 +322,12 @@ def test_float16(family, exported, tmp_path):
     single = [t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
     assert sum(math.prod(t.dims) for t in single) < 0.01 * model.count_params() + 64 * len(single)
     assert {v.type.tensor_type.elem_type for v in (*proto.graph.input, *proto.graph.output)} == {onnx.TensorProto.FLOAT}
+    types = {v.name: v.type.tensor_type.elem_type for v in proto.graph.value_info}
+    own = [n.name for n in proto.graph.node if n.op_type not in ("Cast", "Reshape", "Transpose")]
+    inside = [name for name in own if types.get(name) == onnx.TensorProto.FLOAT]
+    of_layer = lambda name: next(layer for layer in f16.float32_layers if name.startswith(f"{layer}/"))
+    assert {of_layer(name) for name in inside} == set(f16.float32_layers)
+    assert edge.artifact.load(f16.path) == f16 and exported(family)[1].float32_layers == ()
 
 
 @pytest.mark.once

@@ -105,6 +105,7 @@ def export(
     }
     metadata = {key: text for key, text in about.items() if text}
     written = write(ready.graph, outputs, precision=precision, metadata=metadata)
+    properties = {entry.key: entry.value for entry in written.metadata_props}
     with artifacts.writing(folder, f"{ready.name}_{precision}.onnx", overwrite=overwrite) as draft:
         save(draft.temporary, written)
         draft.describe(
@@ -115,6 +116,7 @@ def export(
             outputs=specs,
             tools={**ready.tools, **versions()},
             operations=ready.operations,
+            float32_layers=tuple(json.loads(properties.get("float32_layers", "[]"))),
         )
     return draft.artifact
 

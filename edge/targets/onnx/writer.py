@@ -4,6 +4,7 @@ Opset 20 is the first with GELU as one operation (LayerNormalization is there si
 delegate of ONNX Runtime accepts operations of. Its CPU, web and mobile packages run it since version 1.17.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,7 +71,8 @@ def write(
         metadata: key -> text, for the file's `metadata_props`.
 
     Returns:
-        An `onnx.ModelProto` in which every tensor has a static shape.
+        An `onnx.ModelProto` in which every tensor has a static shape. In half precision its `metadata_props` have the
+        layers that are computed in float32 (`float32_layers`, a list in JSON), if there are any.
 
     Raises:
         ValueError: an operation, or a type of one, that ONNX or ONNX Runtime lacks, named with its layer; or a file
@@ -104,6 +106,7 @@ class _Writer(Forms):
         self.taken = {}
         self.renamed = set()  # names of outputs that nodes have got
         self.layer, self.precision = "", "float32"
+        self.distrusted = {}  # layer -> None: those that are in float32 in a file of half precision
 
     # ---- names and constants
 
@@ -216,7 +219,8 @@ class _Writer(Forms):
             producer_name="keras_vits",
             producer_version=__version__,
         )
-        helper.set_model_props(model, metadata)
+        single = {"float32_layers": json.dumps(list(self.distrusted))} if self.distrusted else {}
+        helper.set_model_props(model, {**metadata, **single})
         tensor = self.onnx.numpy_helper.from_array
         model.graph.initializer.extend(tensor(array, name) for name, array in self.initializers.items())
         add_shapes(model)
@@ -229,6 +233,8 @@ class _Writer(Forms):
         try:
             for part in lowered(node, TYPES):
                 self.precision = self.precision_of(part)
+                if self.half and self.precision == "float32" and any(v.dtype == "float32" for v in part.outputs):
+                    self.distrusted[node.layer] = None
                 self.keep(part.outputs, WRITERS[part.op](self, part, *part.inputs, **part.attrs))
         except UnsupportedError as e:
             raise ValueError(f"{node.op!r} in layer {node.layer!r} cannot be written for ONNX: {e}.") from None
