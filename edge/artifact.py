@@ -337,7 +337,7 @@ def _contradiction(artifact: Artifact) -> str:
         told = header(artifact.path)
     except ValueError as e:
         return str(e)
-    return _of_inputs(artifact, told) or _of_outputs(artifact, told)
+    return _of_inputs(artifact, told) or _of_outputs(artifact, told) or _of_meaning(artifact, told)
 
 
 def _of_inputs(artifact: Artifact, told: Header) -> str:
@@ -371,6 +371,22 @@ def _of_outputs(artifact: Artifact, told: Header) -> str:
             return f"its output {spec.name!r} has class numbers, and the file's is {own.dtype}"
         if (spec.is_classification or spec.kind == "top_scores") and own.dtype and not own.dtype.startswith("float"):
             return f"its output {spec.name!r} is of the kind {spec.kind}, and the file's is {own.dtype}"
+    return ""
+
+
+def _of_meaning(artifact: Artifact, told: Header) -> str:
+    """Class names and preprocessing, of files that say them."""
     if told.class_names and artifact.class_names and told.class_names != artifact.class_names:
         return "its class names are not those in the file"
+    for name, own in told.preprocessing.items():
+        if name in artifact.preprocessing and not _equal(artifact.preprocessing[name], own):
+            return f"its images have the {name} {artifact.preprocessing[name]}, and the file's {own}"
     return ""
+
+
+def _equal(found: Any, own: Any) -> bool:
+    """Whether two values of a preprocessing are the same; a file may hold numbers in float32."""
+    if isinstance(found, (list, tuple)) and isinstance(own, (list, tuple)):
+        return len(found) == len(own) and all(map(_equal, found, own))
+    numbers = all(isinstance(x, (int, float)) for x in (found, own))
+    return math.isclose(found, own, rel_tol=1e-6, abs_tol=1e-9) if numbers else found == own

@@ -15,7 +15,7 @@ import pathlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -46,12 +46,15 @@ class Header:
     Attributes:
         inputs: in the file's order.
         outputs: in the file's order; `None` where they are not known.
-        class_names: of the classes, where the file has them at hand.
+        class_names: of the classes, where the file has them.
+        preprocessing: fields of `keras_vits.preprocess.Preprocessing` that the file has of its one image; {} where it
+            has none.
     """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...] | None
     class_names: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def header(path: pathlib.Path) -> Header:
@@ -74,6 +77,8 @@ def _mapped(path: pathlib.Path) -> Bytes:
 
 # ---------------------------------------------------------------- .tflite: FlatBuffers
 
+LABELS = "labels.txt"  # in the zip archive behind a .tflite file
+NORMALIZATION_OPTIONS = 1  # of the union of a tensor's process units
 LITERT = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8"}
 
 
@@ -108,12 +113,20 @@ class _Table:
         return start + 4, count
 
     def text(self, field: int) -> str:
-        start, count = self._vector(field)
-        return bytes(self.data[start : start + count]).decode()
+        return self.bytes(field).decode()
 
-    def numbers(self, field: int) -> tuple[int, ...]:
+    def numbers(self, field: int, kind: str = "i") -> tuple[Any, ...]:
         start, count = self._vector(field)
-        return struct.unpack_from(f"<{count}i", self.data, start)
+        return struct.unpack_from(f"<{count}{kind}", self.data, start)
+
+    def bytes(self, field: int) -> bytes:
+        start, count = self._vector(field)
+        return bytes(self.data[start : start + count])
+
+    def table(self, field: int) -> _Table:
+        if not (place := self._at(field)):
+            raise ValueError("a part is missing")
+        return _Table(self.data, place + self._read("<I", place))
 
     def tables(self, field: int) -> list[_Table]:
         start, count = self._vector(field)
@@ -128,19 +141,59 @@ def _litert(path: pathlib.Path) -> Header:
     model = _Table(data, struct.unpack_from("<I", data, 0)[0])
     graph = model.tables(2)[0]
     tensors = graph.tables(0)
-    names: dict[int, str] = {}
-    for signature in model.tables(7):
-        if signature.number(4) == 0:
-            names |= {entry.number(1): entry.text(0) for field in (0, 1) for entry in signature.tables(field)}
-    tell = lambda i: Tensor(
-        name=names.get(i), dtype=LITERT.get(tensors[i].number(1, "<b"), "another type"), shape=tensors[i].numbers(0)
+
+    def tell(field: int, of_signature: int) -> tuple[Tensor, ...]:
+        """The inputs or outputs; a tensor that is several of them has as many names, in their order."""
+        names: dict[int, list[str]] = {}
+        for signature in model.tables(7):
+            if signature.number(4) == 0:
+                for entry in signature.tables(of_signature):
+                    known = names.setdefault(entry.number(1), [])
+                    known += [name] if (name := entry.text(0)) not in known else []
+        found = []
+        for i in graph.numbers(field):
+            own = names.get(i, [])
+            name = own.pop(0) if len(own) > 1 else next(iter(own), None)
+            dtype = LITERT.get(tensors[i].number(1, "<b"), "another type")
+            found.append(Tensor(name=name, dtype=dtype, shape=tensors[i].numbers(0)))
+        return tuple(found)
+
+    return Header(
+        inputs=tell(1, 0),
+        outputs=tell(2, 1),
+        class_names=litert_labels(path),
+        preprocessing=_normalisation(model),
     )
-    return Header(inputs=tuple(map(tell, graph.numbers(1))), outputs=tuple(map(tell, graph.numbers(2))))
+
+
+def litert_labels(path: str | pathlib.Path) -> tuple[str, ...]:
+    """The class names in a .tflite file, or ()."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tuple(archive.read(LABELS).decode().removesuffix("\n").split("\n"))
+    except (zipfile.BadZipFile, KeyError):
+        return ()
+
+
+def _normalisation(model: _Table) -> dict[str, Any]:
+    """Mean and standard deviation of the one image, of its TFLITE_METADATA; {} of a file that takes pixels."""
+    found = []
+    for entry in model.tables(6):
+        if entry.text(0) == "TFLITE_METADATA":
+            data = model.tables(4)[entry.number(1, "<I")].bytes(0)
+            root = _Table(data, struct.unpack_from("<I", data, 0)[0])
+            for tensor in root.tables(3)[0].tables(2):
+                found += [unit.table(1) for unit in tensor.tables(4) if unit.number(0, "<B") == NORMALIZATION_OPTIONS]
+    if len(found) != 1:
+        return {}
+    mean, std = (tuple(value / 255 for value in found[0].numbers(field, "f")) for field in (0, 1))
+    return {} if set(mean) == {0.0} and set(std) == {1 / 255} else {"mean": mean, "std": std}
 
 
 # ---------------------------------------------------------------- .onnx and .mlpackage: Protocol Buffers
 
 ONNX = {1: "float32", 2: "uint8", 3: "int8", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
+METADATA = "com.github.keras-vits"  # our key in a Core ML file's user-defined metadata
 COREML = {65568: "float32", 65600: "float64", 131104: "int32", 65552: "float16"}
 COREML_GRAY = (10, 40)  # of ImageFeatureType.ColorSpace; the others have three channels
 
@@ -212,8 +265,22 @@ class _Message:
         return bytes(message.data[message.start : message.end]).decode()
 
 
+class _Own(msgspec.Struct):
+    """What our files say of themselves in JSON, beside other things."""
+
+    class_names: tuple[str, ...] = ()
+    preprocessing: dict[str, Any] = {}
+
+
+def _told(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], own: bytes) -> Header:
+    found = msgspec.json.decode(own, type=_Own)
+    return Header(inputs=inputs, outputs=outputs, class_names=found.class_names, preprocessing=found.preprocessing)
+
+
 def _onnx(path: pathlib.Path) -> Header:
-    graph = _Message(_mapped(path)).message(7)
+    model = _Message(_mapped(path))
+    graph, properties = model.message(7), {entry.text(1): entry.text(2) for entry in model.messages(14)}
+    own = ", ".join(f'"{key}": {properties[key]}' for key in ("class_names", "preprocessing") if properties.get(key))
 
     def tell(value: _Message) -> Tensor:
         tensor = value.message(2).message(1)
@@ -221,7 +288,7 @@ def _onnx(path: pathlib.Path) -> Header:
         dtype = ONNX.get(tensor.number(1), "another type")
         return Tensor(name=value.text(1), dtype=dtype, shape=tuple(sizes) if all(sizes) else None)
 
-    return Header(inputs=tuple(map(tell, graph.messages(11))), outputs=tuple(map(tell, graph.messages(12))))
+    return _told(tuple(map(tell, graph.messages(11))), tuple(map(tell, graph.messages(12))), f"{{{own}}}".encode())
 
 
 def _coreml(path: pathlib.Path) -> Header:
@@ -242,7 +309,9 @@ def _coreml(path: pathlib.Path) -> Header:
     outputs = description.messages(10)
     if description.text(11) and len(outputs) > 1:  # a classifier tells the label, too
         outputs = [output for output in outputs if output.text(1) != description.text(11)]
-    return Header(inputs=tuple(map(tell, description.messages(1))), outputs=tuple(map(tell, outputs)))
+    entries = {entry.text(1): entry.text(2) for entry in description.message(100).messages(100)}
+    own = entries.get(METADATA, "{}").encode()
+    return _told(tuple(map(tell, description.messages(1))), tuple(map(tell, outputs)), own)
 
 
 class _Item(msgspec.Struct):

@@ -159,7 +159,7 @@ class HalfStep:
         overflowing: fraction of its finite results that half precision has as infinity or NaN, given right inputs.
         vanishing: fraction of its results that half precision has as 0 and float32 has not, given right inputs.
         own_db: signal-to-noise ratio of its results in half precision, given the inputs of float32: what it loses
-            itself. Infinite if it loses nothing.
+            itself. Infinite if it loses nothing; NaN if its inputs were right for no image.
         sqnr_db: the same, given the inputs of half precision: with all that was lost before.
         output_db: signal-to-noise ratio of the file's outputs, of the worst one, on the first images, when this
             operation alone is in half precision; `None` of those that lose little.
@@ -248,5 +248,7 @@ class Verification:
 
 
 def sqnr_db(signal: float, noise: float) -> float:
-    """Signal-to-quantization-noise ratio of two sums of squares."""
-    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
+    """Signal-to-quantization-noise ratio of two sums of squares; minus infinity where the noise is infinite or NaN."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(max(signal, 1e-300) / noise) if math.isfinite(noise) else -math.inf

@@ -46,7 +46,7 @@ class InputSpec:
         name: of the input: the model's own, and in the file's signature.
         shape: static, the batch first: (B,H,W,C) of images.
         dtype: `"float32"` (images normalised as `preprocessing` says), `"uint8"` or `"image"` (pixels 0 to 255: the
-            normalisation is in the graph, or in the image input of a Core ML model), `"int32"`.
+            normalisation is in the graph, or in the image input of a Core ML model), `"int32"` or `"bool"`.
         layout: `"nhwc"`, or `"nchw"` for a file whose images are (B,C,H,W); everything here takes them as (B,H,W,C).
         preprocessing: fields of `keras_vits.preprocess.Preprocessing` that make an image of it; {} where it is not
             known, and of what is no image.
@@ -100,6 +100,44 @@ class InputSpec:
         import numpy as np
 
         return np.ascontiguousarray(np.moveaxis(images, 3, 1)) if self.layout == "nchw" else images
+
+    def as_dtype(self, array: np.ndarray, who: str) -> np.ndarray:
+        """Examples in this input's dtype, of which no number changes but by the rounding of floats.
+
+        Args:
+            array: in any type of numbers.
+            who: what takes them, for messages.
+
+        Raises:
+            SpecError: whole numbers where float images are taken, which look like pixels; fractions where whole numbers
+                are taken; or numbers that the dtype does not hold.
+        """
+        import numpy as np
+
+        if self.is_image and self.dtype == "float32" and array.dtype.kind != "f":
+            make = "normalised float32 images" if self.preprocessing else "float32 images, as the model takes them"
+            hint = ": pass them through model.preprocessing.normalize first" if self.preprocessing else ""
+            raise SpecError(f"{who} takes {make}; received {array.dtype} pixels{hint}.")
+        dtype = np.dtype("uint8" if self.takes_pixels else self.dtype)
+        if dtype.kind == "f" or not array.size:
+            with np.errstate(over="ignore"):
+                found = array.astype(dtype, copy=False)
+            if dtype.kind == "f" and not np.isfinite(found).all():
+                raise SpecError(
+                    f"{who} takes {dtype} in {self.name!r}, which {np.abs(array).max():.4g} is too large for."
+                )
+            return found
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
+            raise SpecError(
+                f"{who} takes whole numbers ({self.dtype}) in {self.name!r}; received {array.dtype} with fractions."
+            )
+        if array.min() < low or array.max() > high:
+            raise SpecError(
+                f"{who} takes {self.dtype} in {self.name!r}, numbers from {low} to {high}; received "
+                f"{array.min():.4g} to {array.max():.4g}."
+            )
+        return array.astype(dtype, copy=False)
 
     def check_examples(self, array: np.ndarray, who: str, first: int = 0) -> None:
         """Checks that an array is some number N of examples of this input, in finite numbers of any type.

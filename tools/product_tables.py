@@ -78,9 +78,9 @@ def operations():
     for name, op in sorted(OPS.items()):
         fields = {field.name: getattr(op, field.name) for field in dataclasses.fields(op)}
         traits = ", ".join(key.replace("_", " ") for key, value in fields.items() if value is True)
-        texts = [str(fields.get(key) or "") for key in ("dtype", "half_risk", "gpu_unfriendly")]
+        texts = [str(fields.get(key) or "") for key in ("half_risk", "gpu_unfriendly")]
         rows.append([f"`{name}`", traits, *texts])
-    return _table(["operation", "traits", "type", "in half precision", "on a phone's GPU"], rows)
+    return _table(["operation", "traits", "in half precision", "on a phone's GPU"], rows)
 
 
 def _table(header, rows):

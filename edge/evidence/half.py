@@ -75,18 +75,20 @@ class HalfRunner:
 
     def check(self) -> HalfCheck:
         """What each operation lost, over all examples so far, and what those that lost most cost the outputs."""
-        counted = [i for i, sums in enumerate(self.sums) if sums.counts["results"]]
+        counted = [i for i, sums in enumerate(self.sums) if sums.results]
         readers: dict[str, list[int]] = {}
         for i, step in enumerate(self.file.steps):
             for name in step.inputs:
                 readers.setdefault(name, []).append(i)
 
         def suspicion(i: int) -> float:
-            """Decibels: of what it loses itself, or of that against the sums that alone read it."""
+            """Decibels: what it loses itself; if additions alone read it, its error against the size of their sums."""
             of = [r for name in self.file.steps[i].outputs for r in readers.get(name, ())]
             sums, last = self.sums[i], not of or any(name in self.file.outputs for name in self.file.steps[i].outputs)
-            if last or not all(self.file.steps[r].adds and self.sums[r].counts["results"] for r in of):
-                return sums.db(sums.own)
+            if not sums.counts["results"]:
+                return math.inf
+            if last or not all(self.file.steps[r].adds and self.sums[r].results for r in of):
+                return sums.own_db
             return sqnr_db(min(self.sums[r].mean_square for r in of), sums.own / sums.counts["results"])
 
         effects = self._effects(sorted(counted, key=suspicion)[:SUSPECTS])
@@ -146,59 +148,61 @@ class HalfRunner:
 
 
 class _Sums:
-    """Of one operation, over all examples."""
+    """Of one operation, over all examples; `own`, `fitting` and the counts over those with inputs in half precision's
+    range."""
 
     def __init__(self) -> None:
+        self.results = 0
         self.counts: Counter[str] = Counter()
-        self.largest = self.signal = self.own = self.whole = 0.0
+        self.largest = self.signal = self.fitting = self.own = self.whole = 0.0
 
     def add(self, exact: np.ndarray, own: np.ndarray, whole: np.ndarray, fits: bool) -> None:
         """`fits`: whether the inputs are in half precision's range; where not, what made them has overflowed."""
         if exact.dtype.kind != "f":
             return
+        self.results += exact.size
         finite = np.isfinite(exact)
-        lost = finite & ~np.isfinite(own) & fits
-        self.counts.update(
-            results=exact.size, overflowing=int(lost.sum()), vanishing=int(((exact != 0) & (own == 0)).sum())
-        )
         y = exact[finite].astype(np.float64)
+        signal = float(np.square(y).sum())
         self.largest = max(self.largest, float(np.abs(y).max(initial=0)))
-        self.signal += float(np.square(y).sum())
-        for name, other in (("own", own), ("whole", whole)):
-            if name == "own" and not fits:
-                continue
-            with np.errstate(all="ignore"):
-                error = other[finite].astype(np.float64) - y
-            noise = float(np.square(error).sum()) if np.all(np.isfinite(error)) else math.inf
-            setattr(self, name, getattr(self, name) + noise)
+        self.signal += signal
+        self.whole += _noise(y, whole[finite])
+        if fits:
+            lost, gone = finite & ~np.isfinite(own), (exact != 0) & (own == 0)
+            self.counts.update(results=exact.size, overflowing=int(lost.sum()), vanishing=int(gone.sum()))
+            self.fitting += signal
+            self.own += _noise(y, own[finite])
 
     @property
     def mean_square(self) -> float:
-        return self.signal / max(1, self.counts["results"])
+        return self.signal / max(1, self.results)
 
-    def db(self, noise: float) -> float:
-        return -math.inf if math.isinf(noise) else sqnr_db(self.signal, noise)
+    @property
+    def own_db(self) -> float:
+        return sqnr_db(self.fitting, self.own) if self.counts["results"] else math.nan
 
     def step(self, step: Step, output_db: float | None) -> HalfStep:
-        count = self.counts["results"]
+        count = max(1, self.counts["results"])
         return HalfStep(
             layer=step.name,
             operation=step.operation,
             largest=self.largest,
             overflowing=self.counts["overflowing"] / count,
             vanishing=self.counts["vanishing"] / count,
-            own_db=self.db(self.own),
-            sqnr_db=self.db(self.whole),
+            own_db=self.own_db,
+            sqnr_db=sqnr_db(self.signal, self.whole),
             output_db=output_db,
         )
 
 
+def _noise(exact: np.ndarray, found: np.ndarray) -> float:
+    """Sum of the squares of what differs; infinite where that is no number."""
+    with np.errstate(all="ignore"):
+        noise = float(np.square(found.astype(np.float64) - exact).sum())
+    return noise if math.isfinite(noise) else math.inf
+
+
 def _worst_db(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
     """The least signal-to-noise ratio of the outputs."""
-    ratios = []
-    for y, other in zip(expected, found, strict=True):
-        with np.errstate(all="ignore"):
-            noise = float(np.square(other.astype(np.float64) - y).sum())
-        signal = float(np.square(y, dtype=np.float64).sum())
-        ratios.append(sqnr_db(signal, noise) if math.isfinite(noise) else -math.inf)
-    return min(ratios)
+    signals = (float(np.square(y, dtype=np.float64).sum()) for y in expected)
+    return min(sqnr_db(signal, _noise(y, x)) for signal, y, x in zip(signals, expected, found, strict=True))

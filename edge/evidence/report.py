@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from keras_vits._util.files import writing
+from keras_vits._util.terminal import counted, listed
 
 from ..artifact import Artifact
 from ..artifact import check as check_artifact
@@ -27,7 +28,6 @@ from ..targets._protocol import Traits, names, target
 from .chance import at_chance
 from .plots import Point, plot
 
-NAMED = 5  # layers that a sentence names
 TOLERANCE = 0.01  # of top-1: a file this close to the most accurate one is as good as it
 PACKAGES = (
     "keras-vits keras numpy jax tensorflow torch ai-edge-litert ai-edge-quantizer coremltools onnx onnxruntime".split()
@@ -454,10 +454,9 @@ def _how(rows: Sequence[Row]) -> list[str]:
 
 def _in_float32(artifact: Artifact) -> str:
     layers = artifact.float32_layers
-    names = ", ".join(layers[:NAMED]) + (" and others" if len(layers) > NAMED else "")
     return (
-        f"Float32: half precision may not hold the numbers of {len(layers)} layer{'s' * (len(layers) > 1)} of "
-        f"{artifact.path.name}, which computes them in float32: {names}."
+        f"Float32: half precision may not hold the numbers of {counted(len(layers), 'layer')} of {artifact.path.name}, "
+        f"which computes them in float32 ({listed(layers)})."
     )
 
 

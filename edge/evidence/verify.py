@@ -284,7 +284,11 @@ def _where(model: Any, artifact: Artifact, one: Mapping[str, np.ndarray]) -> str
     none."""
     known = getattr(model, "operations", model.layers)  # those between layers are no layers
     layers = [layer for layer in known if isinstance(getattr(layer, "output", None), keras.KerasTensor)]
-    every = keras.Model(model.input, [layer.output for layer in layers])
+    try:
+        every = keras.Model(model.input, [layer.output for layer in layers])
+    except ValueError:  # a model within it, whose output is that of its own graph
+        layers = [layer for layer in layers if not isinstance(layer, keras.Model)]
+        every = keras.Model(model.input, [layer.output for layer in layers])
     found = every.predict(_as_trained(model, artifact, one), verbose=0)
     for layer, values in zip(layers, keras.tree.flatten(found), strict=True):
         if not np.isfinite(np.asarray(values, np.float32)).all():

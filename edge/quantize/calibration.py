@@ -13,12 +13,12 @@ import numpy as np
 
 from keras_vits._util.pictures import listing
 from keras_vits._util.progress import progress
+from keras_vits._util.terminal import listed, unreadable
 from keras_vits.specs import InputSpec
 
 MANY = 16  # images, from which on their colours mean something
 BLUISH = 0.03  # of the 0 to 1 scale: photographs are on average 0.08 redder than blue
 MOST = 1000  # images that are taken of what may have no end; ranges of activations settle within a hundred
-NAMED = 5  # unreadable files that a warning names
 
 
 class CalibrationWarning(UserWarning):
@@ -139,13 +139,10 @@ def _readable(files: Sequence[pathlib.Path], read: Callable[[Any], np.ndarray]) 
             skipped.append(file)
             continue
         yield picture[None]
-    names = ", ".join(map(str, skipped[:NAMED])) + (" ..." if len(skipped) > NAMED else "")
     if len(skipped) == len(files):
-        raise ValueError(f"None of the {len(files)} pictures can be read: {names}.")
+        raise ValueError(f"None of the {len(files)} pictures can be read: {listed(skipped)}.")
     if skipped:
-        warnings.warn(
-            f"Skipped {len(skipped)} unreadable image{'s' * (len(skipped) > 1)}: {names}", CalibrationWarning, 4
-        )
+        warnings.warn(unreadable(skipped), CalibrationWarning, 4)
 
 
 # ---------------------------------------------------------------- what they are
@@ -224,23 +221,15 @@ def _checked(array: np.ndarray, spec: InputSpec, first: int) -> np.ndarray:
         first: number of its first example among all, for messages.
     """
     spec.check_examples(array, "Calibration", first)
-    if not array.size:
-        return array
-    if spec.dtype == "float32":
-        return array.astype("float32", copy=False)
-    low, high = float(array.min()), float(array.max())
-    if spec.takes_pixels:
+    if spec.takes_pixels and array.size:
+        low, high = float(array.min()), float(array.max())
         if low < -0.5 or high > 255.5:  # a resized picture has fractions
             raise ValueError(
                 f"This file takes pixels 0 to 255 in {spec.name!r}; received {array.dtype} from {low:.4g} to "
                 f"{high:.4g}: pass the pixels as they are in an 8-bit picture, not normalised."
             )
         return np.rint(array).astype(np.uint8)
-    if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
-        raise ValueError(
-            f"Calibration takes whole numbers ({spec.dtype}) in {spec.name!r}; received {array.dtype} with fractions."
-        )
-    return array.astype(spec.dtype)
+    return spec.as_dtype(array, "Calibration")
 
 
 def _doubt(seen: Sequence[tuple[Any, Any, np.ndarray]], spec: InputSpec) -> str | None:

@@ -9,6 +9,8 @@ import numpy as np
 
 from keras_vits.specs import InputSpec
 
+PIXELS = 32  # far above what any normalisation makes of the largest pixel, and far below that
+
 Arrays = np.ndarray | Mapping[str, np.ndarray]
 
 
@@ -43,25 +45,22 @@ def checked(inputs: Arrays, specs: Sequence[InputSpec], file: str) -> dict[str, 
 
 def _checked(array: np.ndarray, spec: InputSpec, file: str) -> np.ndarray:
     spec.check_examples(array, file)
-    if not array.size:
-        return array
-    if spec.dtype == "float32":
-        if spec.is_image and array.dtype.kind != "f":
-            make = "normalised float32 images" if spec.preprocessing else "float32 images, as the model takes them"
-            hint = ": pass them through model.preprocessing.normalize first" if spec.preprocessing else ""
-            raise ValueError(f"{file} takes {make}; received {array.dtype} pixels{hint}.")
-        return array.astype(np.float32, copy=False)
-    whole = array.dtype.kind != "f" or bool((array == np.rint(array)).all())
-    if spec.takes_pixels:
+    if spec.takes_pixels and array.size:
+        whole = array.dtype.kind != "f" or bool((array == np.rint(array)).all())
         if not whole or array.min() < 0 or array.max() > 255:
             raise ValueError(
                 f"{file} takes pixels 0 to 255 (uint8); received {array.dtype} from {array.min():.4g} to "
                 f"{array.max():.4g}: pass the picture's own pixels, not normalised."
             )
-        return array.astype(np.uint8, copy=False)
-    if not whole:
-        raise ValueError(f"{file} takes whole numbers ({spec.dtype}) in {spec.name!r}; received {array.dtype}.")
-    return array.astype(spec.dtype, copy=False)
+    found = spec.as_dtype(array, file)
+    if found.dtype == np.float32 and spec.is_image and spec.preprocessing and found.size:
+        low, high = float(found.min()), float(found.max())
+        if low >= 0 and PIXELS < high <= 255:
+            raise ValueError(
+                f"{file} takes normalised images; received numbers from {low:.4g} to {high:.4g}, as pixels are: pass "
+                "them through model.preprocessing.normalize first."
+            )
+    return found
 
 
 def split(

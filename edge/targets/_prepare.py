@@ -6,7 +6,8 @@ What every target's `export` has in common: image size, batch, features, pixels,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -186,3 +187,15 @@ def _layer_names(model: Any, features: Sequence[str | int]) -> dict[str, None]:
             raise ValueError(f"{model.name} has no layer {', '.join(unknown)}; it has: {', '.join(sorted(known))}.")
         return dict.fromkeys(str(name) for name in features)
     return dict.fromkeys(model._name(key) for key in features)
+
+
+def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names in their order, with a number behind one that is taken already."""
+    found, known = [], set(taken)
+    for name in names:
+        unique, count = name, itertools.count(1)
+        while unique in known:
+            unique = f"{name}_{next(count)}"
+        found.append(unique)
+        known.add(unique)
+    return tuple(found)

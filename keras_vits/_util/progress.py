@@ -66,7 +66,7 @@ class _Row:
         self.start, self.done = time.monotonic(), 0
         self.task: Any = None  # of the display
         self.stream = sys.stderr
-        self.over = not self.stream.isatty()
+        self.over = self.stream is None or not self.stream.isatty()  # a windowed program has none
 
     def look(self) -> None:
         """Shows itself when it is time: a timer that waits for a busy interpreter may be late."""

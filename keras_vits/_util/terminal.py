@@ -8,9 +8,10 @@ import sys
 import tempfile
 import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 SENT = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))  # categories of characters that a terminal obeys or cannot encode
+NAMED = 5  # things that a sentence names, of more
 JOINERS = "\u200c\u200d"  # without which Persian words and many emoji fall apart
 
 _lock = threading.RLock()
@@ -37,6 +38,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def listed(things: Sequence[object]) -> str:
+    """The first few of them: `"a, b, c, d, e ..."`."""
+    return ", ".join(map(str, things[:NAMED])) + (" ..." if len(things) > NAMED else "")
+
+
+def unreadable(files: Sequence[object]) -> str:
+    """What is said of pictures that were left out because they cannot be read."""
+    return f"Skipped {counted(len(files), 'unreadable image')}: {listed(files)}"
+
+
 @contextlib.contextmanager
 def quiet(*, show_failure: bool = True) -> Iterator[None]:
     """Keeps back what native code writes to stderr, for libraries that have no switch for it.
@@ -49,8 +60,9 @@ def quiet(*, show_failure: bool = True) -> Iterator[None]:
     global _real
     with _lock, contextlib.ExitStack() as stack:
         if _real is None:
-            with contextlib.suppress(OSError, ValueError):  # a process may have no stderr
-                sys.stderr.flush()
+            with contextlib.suppress(OSError, ValueError):  # a process may have no stderr, Python's or its own
+                if sys.stderr is not None:
+                    sys.stderr.flush()
                 stack.enter_context(_elsewhere(show_failure))
         yield
 

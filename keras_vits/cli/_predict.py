@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keras_vits._util.terminal import counted, visible
+from keras_vits._util.terminal import unreadable, visible
 from keras_vits.cli._app import BackendOption, app, console, console_of, say, table
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _predicted(
     while batch := list(itertools.islice(pictures, BATCH)):
         answers = scores(np.stack([picture for _, picture in batch]))
         for (path, _), answer in zip(batch, answers, strict=True):
-            yield path, best(answer, spec, top)
+            yield path, best(answer, spec, top, visible(str(path)))
 
 
 def _classifier(file: pathlib.Path) -> tuple[Callable[[Any], Any], Callable[[Any], Any], OutputSpec]:
@@ -212,7 +212,14 @@ def _write(text: str, out: pathlib.Path | None) -> None:
     if out is None:
         if sys.stdout.isatty():
             text = "\n".join(map(visible, text.split("\n")))
-        sys.stdout.write(text)
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.flush()
+        buffer = getattr(sys.stdout, "buffer", None)
+        if buffer is None:  # somebody's own stream of text
+            sys.stdout.write(text)
+        else:  # a name that is not in this encoding, as --out writes it
+            buffer.write(text.encode(encoding, "surrogateescape" if encoding == "utf-8" else "backslashreplace"))
+            buffer.flush()
         return
     with writing(out) as temporary:
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -225,12 +232,9 @@ def _tell(skipped: Sequence[tuple[pathlib.Path, ValueError]], files: Sequence[pa
     Raises:
         ValueError: nothing was one.
     """
-    from keras_vits.training.data import NAMED
-
     if not skipped:
         return
     if len(skipped) == len(files):
         more = "" if len(files) == 1 else f" Neither are the other {len(files) - 1}."
         raise ValueError(f"{skipped[0][1]}{more}")
-    names = ", ".join(str(path) for path, _ in skipped[:NAMED]) + (" ..." if len(skipped) > NAMED else "")
-    say(f"Skipped {counted(len(skipped), 'unreadable image')}: {names}")
+    say(unreadable([path for path, _ in skipped]))

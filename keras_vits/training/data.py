@@ -20,10 +20,10 @@ import numpy as np
 
 from keras_vits._util.limits import number, whole
 from keras_vits._util.pictures import listing
+from keras_vits._util.terminal import counted, unreadable
 from keras_vits.preprocess import Preprocessing
 from keras_vits.training._folders import read_folders
 
-NAMED = 5  # skipped files that a warning names
 IN_MEMORY_BYTES = 1 << 29  # pictures that take more are read from their files again in every epoch
 
 
@@ -114,13 +114,12 @@ class Data:
         """One line that counts and names what was skipped, ignored and kept away, or ""."""
         said = []
         if self.skipped:
-            names = ", ".join(map(str, self.skipped[:NAMED])) + (" ..." if len(self.skipped) > NAMED else "")
-            said.append(f"Skipped {_count(len(self.skipped), 'unreadable image')}: {names}")
+            said.append(unreadable(self.skipped))
         if self.ignored:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.ignored.items())
-            said.append(f"Ignored {_count(sum(self.ignored.values()), 'file')} that are no pictures: {kinds}")
+            said.append(f"Ignored {counted(sum(self.ignored.values()), 'file')} that are no pictures: {kinds}")
         if self.test:
-            said.append(f"Kept {_count(self.test, 'picture')} for a test away from the training")
+            said.append(f"Kept {counted(self.test, 'picture')} for a test away from the training")
         return ". ".join(said)
 
 
@@ -141,9 +140,10 @@ class Augmentation:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        number("shift", self.shift, 0, 1, "a fraction in [0, 1)")
-        number("rotation", self.rotation, 0, 360, "an angle in [0, 360) degrees")
-        number("zoom", self.zoom, 0, 1, "a fraction in [0, 1)")
+        of_degrees = "an angle in [0, 360) degrees"
+        object.__setattr__(self, "shift", number("shift", self.shift, 0, 1, "a fraction in [0, 1)"))
+        object.__setattr__(self, "rotation", number("rotation", self.rotation, 0, 360, of_degrees))
+        object.__setattr__(self, "zoom", number("zoom", self.zoom, 0, 1, "a fraction in [0, 1)"))
 
     def __call__(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Changes pixels (n,H,W,C) uint8, with the numpy generator `random`."""
@@ -359,10 +359,6 @@ def _refuse_overlap(root: pathlib.Path, entries: Sequence[tuple[pathlib.Path, in
                 f"{entry[0].relative_to(root)} and {file.relative_to(root)} are one file: a picture belongs to one "
                 "class, and to what trains or what is held out. Remove one of the two links."
             )
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count > 1)}"
 
 
 def _held_out(which: np.ndarray, files: Sequence[pathlib.Path], root: pathlib.Path, fraction: float) -> list[int]:

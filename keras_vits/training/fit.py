@@ -86,9 +86,9 @@ def fit(
             resume from, or what was trained differently; or the loss is no longer a number.
     """
     epochs, batch_size, seed = whole("epochs", epochs), whole("batch_size", batch_size), whole("seed", seed, 0, 2**63)
-    number("learning_rate", learning_rate, 0, math.inf, "a positive number", open_low=True)
-    number("warmup", warmup, 0, 1, "a fraction of all steps in [0, 1)")
-    number("label_smoothing", label_smoothing, 0, 1, "a fraction in [0, 1)")
+    learning_rate = number("learning_rate", learning_rate, 0, math.inf, "a positive number", open_low=True)
+    warmup = number("warmup", warmup, 0, 1, "a fraction of all steps in [0, 1)")
+    label_smoothing = number("label_smoothing", label_smoothing, 0, 1, "a fraction in [0, 1)")
     _check(model, train)
     _check_held_out(train, validation)
     steps = math.ceil(len(train) / batch_size)

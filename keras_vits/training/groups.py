@@ -50,8 +50,8 @@ def parameter_groups(
         ValueError: a `layer_decay` or `weight_decay` outside of its range, nothing that trains, or two variables of one
             name.
     """
-    number("layer_decay", layer_decay, 0, math.nextafter(1, 2), "a factor in (0, 1]", open_low=True)
-    number("weight_decay", weight_decay, 0, math.inf, "a number that must not be negative")
+    layer_decay = number("layer_decay", layer_decay, 0, math.nextafter(1, 2), "a factor in (0, 1]", open_low=True)
+    weight_decay = number("weight_decay", weight_decay, 0, math.inf, "a number that must not be negative")
     if not model.trainable_variables:
         raise ValueError(f"{model.name} has no trainable variables: call model.unfreeze() or freeze less.")
     depths: dict[str, int] = {}  # path of a variable -> of its layer
@@ -114,7 +114,7 @@ def adamw(
     """
     if not groups:
         raise ValueError("adamw needs the groups that parameter_groups(model) returns; received none.")
-    number("learning_rate", learning_rate, 0, math.inf, "a positive number", open_low=True)
+    learning_rate = number("learning_rate", learning_rate, 0, math.inf, "a positive number", open_low=True)
     schedule = schedule or float
     optimizers = {
         "|".join(map(re.escape, group.paths)): keras.optimizers.AdamW(

@@ -21,9 +21,9 @@ import keras_vits
 from keras_vits import edge
 from keras_vits._util import files
 from keras_vits.edge import litert
+from keras_vits.edge.headers import litert_labels as labels
 from keras_vits.edge.targets.litert import writer
 from keras_vits.edge.targets.litert.flatbuffer import File
-from keras_vits.edge.targets.litert.metadata import labels
 from keras_vits.edge.targets.litert.packages import schema
 from keras_vits.graph.ir import Builder
 from keras_vits.graph.ops import OPS

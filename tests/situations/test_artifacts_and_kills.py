@@ -238,6 +238,10 @@ LIES = {
     "crop": _preprocessing(crop=7),
     "unknown field": _preprocessing(brightness=1),
     "image size": _preprocessing(image_size=[0, 16]),
+    "mean": _preprocessing(mean=[0.4, 0.5, 0.5]),
+    "std": _preprocessing(std=[0.5, 0.5, 0.4]),
+    "class names in another order": lambda fields: fields["outputs"][0]["class_names"].reverse(),
+    "another class": lambda fields: fields["outputs"][0]["class_names"].__setitem__(0, "plum"),
 }
 UNKNOWN_TO = {  # what a file does not say of itself
     "keras": {"input name", "output name", "output shape", "classes", "top-k", "two outputs"},

@@ -10,7 +10,7 @@ import pytest
 import keras_vits
 from keras_vits import edge
 from keras_vits.edge import coreml, litert
-from keras_vits.edge.targets.litert.metadata import labels
+from keras_vits.edge.headers import litert_labels as labels
 from keras_vits.preprocess import Preprocessing
 
 pytestmark = pytest.mark.once

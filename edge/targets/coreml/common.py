@@ -20,7 +20,6 @@ from keras_vits._util.scratch import redirected
 PRECISIONS = ("float16", "float32")
 LAYOUTS = ("default", "ane")
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
-METADATA = "com.github.keras-vits"  # key of ours in the file's user-defined metadata
 INSTALL = 'pip install -e ".[coreml]"'
 
 MAKERS = ("coremltools.models.model", "coremltools.models.utils", "coremltools.converters.mil.converter")  # of packages

@@ -17,8 +17,9 @@ from keras_vits.specs import OutputSpec
 from keras_vits.version import __version__
 
 from ... import artifact as artifacts
+from ...headers import METADATA
 from .._prepare import prepare
-from .common import COMPUTE_UNITS, METADATA, PRECISIONS, check_option, coremltools
+from .common import COMPUTE_UNITS, PRECISIONS, check_option, coremltools
 from .writer import Pixels, file_names, save, write
 
 if TYPE_CHECKING:

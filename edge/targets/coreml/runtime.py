@@ -13,8 +13,9 @@ import numpy as np
 from keras_vits._util.progress import progress
 
 from ... import artifact as artifacts
+from ...headers import METADATA
 from .._batches import checked
-from .common import COMPUTE_UNITS, METADATA, check_option, coremltools
+from .common import COMPUTE_UNITS, check_option, coremltools
 from .mlprogram import Program
 
 Arrays = dict[str, np.ndarray]

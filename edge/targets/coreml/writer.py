@@ -6,7 +6,6 @@ A Graph is channels last, MIL's convolutions are channels first: see `Forms`, wh
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import pathlib
 import re
@@ -21,6 +20,7 @@ from keras_vits.graph.ir import Graph, Node, Value
 
 from ...headers import package_model
 from .._forms import CHANNELS_FIRST, Forms, Order, UnsupportedError, Variable, identity
+from .._prepare import unique_names
 from .._types import lowered
 from . import handlers_matrix  # noqa: F401  it registers handlers
 from .common import LAYOUTS, alone_and_quiet, check_option, coremltools, release, tied
@@ -63,14 +63,7 @@ def file_names(graph: Graph, outputs: Iterable[str] | None = None) -> tuple[list
     """
     wanted = [value.name for value in graph.inputs]
     wanted += [value.name for value in graph.outputs] if outputs is None else outputs
-    found: dict[str, None] = {}
-    for name in map(_identifier, wanted):
-        count = itertools.count(1)
-        unique = name
-        while unique in found:
-            unique = f"{name}_{next(count)}"
-        found[unique] = None
-    names = list(found)
+    names = list(unique_names(map(_identifier, wanted)))
     return names[: len(graph.inputs)], names[len(graph.inputs) :]
 
 

@@ -11,7 +11,7 @@ from keras_vits.graph.rewrite import with_pixels
 
 from ... import artifact as artifacts
 from ...artifact import Artifact
-from .._prepare import prepare
+from .._prepare import prepare, unique_names
 from . import runtime
 from .metadata import add_labels, metadata
 from .packages import schema
@@ -81,8 +81,9 @@ def export(
         kinds=kinds,
         name=name,
     )
-    outputs = tuple(spec.name for spec in ready.outputs)
-    about = metadata(ready.name, ready.inputs, ready.outputs, author, license, version)
+    outputs = unique_names(spec.name for spec in ready.outputs)
+    specs = tuple(dataclasses.replace(spec, name=name) for spec, name in zip(ready.outputs, outputs, strict=True))
+    about = metadata(ready.name, ready.inputs, specs, author, license, version)
     content = write(ready.graph, outputs, about, signatures)
     trained_for = getattr(ready.model, "trained_for", None)
     with artifacts.writing(folder, f"{ready.name}_float32.tflite", overwrite=overwrite) as draft:
@@ -92,7 +93,7 @@ def export(
             recipe="float32",
             model=ready.name,
             inputs=ready.inputs,
-            outputs=ready.outputs,
+            outputs=specs,
             operations=ready.operations,
             trained_for=dataclasses.asdict(trained_for) if trained_for else {},
         )

@@ -15,8 +15,9 @@ from typing import Any
 
 from keras_vits.specs import CLASSIFYING, InputSpec, OutputSpec
 
-LABELS = "labels.txt"
-TENSOR_AXIS_LABELS, IMAGE_PROPERTIES, NORMALIZATION_OPTIONS = 2, 2, 1  # values of the schema's enums and unions
+from ...headers import LABELS, NORMALIZATION_OPTIONS
+
+TENSOR_AXIS_LABELS, IMAGE_PROPERTIES = 2, 2  # values of the schema's enums and unions
 RGB, GRAYSCALE = 1, 2
 NAMED = (*CLASSIFYING, "multilabel", "mask")  # kinds whose last axis has an entry for each class
 
@@ -104,12 +105,3 @@ def add_labels(path: pathlib.Path, class_names: Sequence[str]) -> None:
     if class_names:
         with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo(LABELS, (1980, 1, 1, 0, 0, 0)), "\n".join(class_names) + "\n")
-
-
-def labels(path: str | pathlib.Path) -> tuple[str, ...]:
-    """The class names in a .tflite file, or ()."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return tuple(archive.read(LABELS).decode().removesuffix("\n").split("\n"))
-    except (zipfile.BadZipFile, KeyError):
-        return ()

@@ -16,7 +16,8 @@ from .._steps import Arrays, Step, Steps, half, half_convolution, half_matmul, h
 from .flatbuffer import File, Operator
 from .runtime import alone
 
-NUMPY = {"FLOAT32": np.float32, "FLOAT16": np.float16, "UINT8": np.uint8, "INT8": np.int8, "INT32": np.int32}
+NUMPY = {"FLOAT32": np.float32, "FLOAT16": np.float16, "UINT8": np.uint8, "INT8": np.int8, "INT32": np.int32,
+         "INT16": np.int16, "INT64": np.int64, "BOOL": np.bool_}  # fmt: skip
 
 
 def steps(artifact: Artifact) -> Steps:

@@ -12,7 +12,7 @@ from keras_vits.graph.rewrite import with_pixels
 
 from ... import artifact as artifacts
 from ...artifact import Artifact
-from .._prepare import prepare
+from .._prepare import prepare, unique_names
 from .runtime import onnxruntime, save, versions
 from .writer import onnx, write
 
@@ -90,7 +90,7 @@ def export(
         kinds=kinds,
         name=name,
     )
-    outputs = _unique([spec.name for spec in ready.outputs], {value.name for value in ready.graph.inputs})
+    outputs = unique_names((spec.name for spec in ready.outputs), (value.name for value in ready.graph.inputs))
     specs = tuple(dataclasses.replace(spec, name=name) for spec, name in zip(ready.outputs, outputs, strict=True))
     class_names = ready.class_names
     about = {
@@ -119,16 +119,3 @@ def export(
             float32_layers=tuple(json.loads(properties.get("float32_layers", "[]"))),
         )
     return draft.artifact
-
-
-def _unique(names: Sequence[str], taken: set[str]) -> tuple[str, ...]:
-    """The names, with a number after one that is taken already."""
-    found: list[str] = []
-    for name in names:
-        new, count = name, 0
-        while new in taken:
-            count += 1
-            new = f"{name}_{count}"
-        taken = taken | {new}
-        found.append(new)
-    return tuple(found)

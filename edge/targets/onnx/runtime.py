@@ -18,7 +18,7 @@ from ...artifact import Artifact, check
 from .._batches import join, split
 from .writer import EXTRA, onnx
 
-DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int32)": np.int32}
+DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
 
 def onnxruntime() -> Any:

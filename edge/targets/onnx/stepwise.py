@@ -26,6 +26,10 @@ def steps(artifact: Artifact) -> Steps:
             arrays[node.output[0]] = package.numpy_helper.to_array(node.attribute[0].t)
     constants = {name: np.asarray(a, np.float32) for name, a in arrays.items() if a.dtype.kind == "f"}
     baked = {name: a for name, a in arrays.items() if name not in constants}
+    declared = {
+        value.name: package.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    } | {name: array.dtype for name, array in arrays.items()}
     found = []
     for node in model.graph.node:
         if node.output[0] in arrays:
@@ -37,7 +41,7 @@ def steps(artifact: Artifact) -> Steps:
                 operation=node.op_type,
                 inputs=reads,
                 outputs=tuple(name for name in node.output if name),
-                run=_runner(model, node, reads, baked, {n: arrays[n].dtype for n in reads if n in arrays}),
+                run=_runner(model, node, reads, baked, declared),
                 summed=_summed(node, reads, baked),
                 adds=node.op_type in ("Add", "Sub", "Max", "Min"),
             )
@@ -55,18 +59,13 @@ def steps(artifact: Artifact) -> Steps:
 
 
 def _runner(
-    model: Any, node: Any, reads: Sequence[str], baked: Mapping[str, np.ndarray], stored: Mapping[str, np.dtype[Any]]
+    model: Any, node: Any, reads: Sequence[str], baked: Mapping[str, np.ndarray], declared: Mapping[str, np.dtype[Any]]
 ) -> Callable[[Arrays], list[np.ndarray]]:
-    """What runs the node alone. Tensors of half precision are float32 outside of it, and `stored` in the file."""
+    """What runs the node alone. Tensors that are `declared` in half precision are float32 outside of it."""
     package = onnx()
-    declared = {
-        value.name: package.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)
-    }
 
     def dtype(name: str, array: np.ndarray) -> np.dtype[Any]:
-        known = stored.get(name) or declared.get(name)
-        return np.dtype(np.float16) if known == np.float16 else array.dtype
+        return np.dtype(np.float16) if declared.get(name) == np.float16 else array.dtype
 
     @functools.cache
     def opened(signature: tuple[tuple[np.dtype[Any], tuple[int, ...]], ...]) -> Any:

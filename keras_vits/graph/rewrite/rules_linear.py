@@ -196,7 +196,7 @@ def fold_pool_padding(sweep: Sweep, node: Node) -> Value | None:
 def pool_of_one(sweep: Sweep, node: Node) -> Value | None:
     """A pooling of single pixels, as in ResNetV2's shortcuts, takes every other pixel: a depthwise 1 x 1 of ones."""
     a, channels = node.attrs, node.output.shape[-1]
-    if tuple(a["size"]) != (1, 1) or any(map(any, a["pads"])):
+    if tuple(a["size"]) != (1, 1) or any(map(any, a["pads"])) or node.output.dtype != "float32":
         return None
     ones = constant(np.ones((1, 1, channels, 1), np.float32), f"{node.output.name}/ones")
     where = dict(strides=a["strides"], pads=((0, 0), (0, 0)), dilation=(1, 1))
