@@ -101,7 +101,7 @@ def fit(
     )
     model.optimizer.build(model.trainable_variables)
     augmentation = augmentation or Augmentation()
-    settings = dict(batch_size=batch_size, seed=seed, layer_decay=layer_decay, weight_decay=weight_decay)
+    settings = dict(batch_size=batch_size, seed=seed, layer_decay=float(layer_decay), weight_decay=float(weight_decay))
     record = None
     if checkpoint is not None or resume:
         record = record_of(train, validation, settings={**settings, **dataclasses.asdict(augmentation)})
