@@ -363,7 +363,13 @@ def _keras(path: pathlib.Path) -> Header:
     sides = fields.get("image_size")
     shape = (1, *sides, fields["in_channels"]) if sides and "in_channels" in fields else None
     image = Tensor(name=None, dtype="float32", shape=shape)
-    return Header(inputs=(image,), outputs=None, class_names=tuple(fields.get("class_names") or ()))
+    told = fields.get("preprocessing")
+    return Header(
+        inputs=(image,),
+        outputs=None,
+        class_names=tuple(fields.get("class_names") or ()),
+        preprocessing={key: _plain(value) for key, value in told.items()} if isinstance(told, dict) else {},
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -461,8 +461,8 @@ BOUNDS = {
         pytest.param(family, recipe, id=f"{family.variant}-{recipe}")
         for family in FOR_PHONES
         for recipe in BOUNDS
-        if family.name in ("vit", "mobilevit", "efficientvit")
-        or (family.name, recipe) == ("mobilevit_v2", "static_int8")
+        if family.name in ("vit", "mobilevit")
+        or (family.name in ("efficientvit", "mobilevit_v2") and recipe == "static_int8")
     ],
 )
 def test_recipe(family, recipe, full_size, tmp_path):
