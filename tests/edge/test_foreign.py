@@ -68,3 +68,31 @@ def test_keras_hub(build, tmp_path):
     models = pytest.importorskip("keras_hub").models
     images = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype("float32")
     check(randomize(build(models)), images, tmp_path)
+
+
+def resnet_v2(models):
+    stages = dict(stackwise_num_filters=[64, 64], stackwise_num_blocks=[2, 2], stackwise_num_strides=[1, 2])
+    stem = dict(input_conv_filters=[64], input_conv_kernel_sizes=[7])
+    shape = dict(block_type="basic_block", use_pre_activation=True, image_shape=SHAPE)
+    return models.ResNetBackbone(**stem, **stages, **shape)
+
+
+def retinanet(models):
+    stages = dict(stackwise_num_filters=[64] * 4, stackwise_num_blocks=[1] * 4, stackwise_num_strides=[1, 2, 2, 2])
+    stem = dict(input_conv_filters=[64], input_conv_kernel_sizes=[7], block_type="bottleneck_block_vd")
+    encoder = models.ResNetBackbone(**stem, **stages, image_shape=(128, 128, 3))
+    return models.RetinaNetBackbone(encoder, min_level=3, max_level=5, use_p5=False, image_shape=(128, 128, 3))
+
+
+def swin(models):
+    shape = dict(embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4)
+    return models.SwinTransformerBackbone(image_shape=(64, 64, 3), **shape)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # keras-hub's own, of masks and of the structure of its inputs
+@pytest.mark.parametrize("build", [resnet_v2, retinanet, swin])
+def test_convolutions_pyramids_and_windows_of_keras_hub_are_one_partition(build, tmp_path):
+    model = randomize(build(pytest.importorskip("keras_hub").models))
+    images = np.random.default_rng(0).normal(size=(1, *model.inputs[0].shape[1:])).astype("float32")
+    found = edge.verify(edge.litert.export(model, tmp_path), against=model, images=images)
+    assert found.partitions == 1 and found.sqnr_db > 100

@@ -344,3 +344,18 @@ def test_one_partition(name, tmp_path):
     (tmp_path / "layer.tflite").write_bytes(edge.litert.write(graph))
     runner = edge.litert.Runner(tmp_path / "layer.tflite")
     assert runner.partitions() == 1, runner.histogram()
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="Keras has no NASNet on PyTorch, and JAX takes a minute for it"
+)
+def test_nasnet_is_one_partition(tmp_path):
+    """Its cells crop what they have padded, and pool with stride 1."""
+    from keras.src.applications.nasnet import NASNet
+
+    size = dict(penultimate_filters=96, num_blocks=1, stem_block_filters=8, filter_multiplier=2, default_size=64)
+    model = NASNet(input_shape=(64, 64, 3), skip_reduction=False, weights=None, classes=5, **size)
+    x = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype("float32")
+    expected = ops.convert_to_numpy(model(x, training=False))
+    found = edge.verify(edge.litert.export(model, tmp_path), against=expected, images=x)
+    assert found.partitions == 1 and found.sqnr_db > 100
