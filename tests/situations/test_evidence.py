@@ -2,6 +2,7 @@
 and 19)."""
 
 import dataclasses
+import importlib
 import itertools
 import json
 import pathlib
@@ -92,6 +93,44 @@ def test_a_model_of_other_classes_is_refused(tmp_path):
     artifact = edge.litert.export(model, tmp_path)
     with pytest.raises(ValueError, match=r"Class 2 is 'c' in .*_float32\.tflite and 'd' in the model"):
         edge.verify(artifact, other, random(2, 32, 32, 3))
+
+
+# ---------------------------------------------------------------- every file has its own pictures
+
+
+@pytest.mark.parametrize("verb", ["verify", "report"])
+def test_every_file_sees_the_pictures_as_it_takes_them(verb, run, tmp_path, monkeypatch):
+    from keras_vits.training import data
+
+    image = pytest.importorskip("PIL.Image")
+    for i, picture in enumerate(pixels(12, 40)):
+        (tmp_path / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        image.fromarray(picture).save(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png")
+    model = vit(num_classes=2)
+    edge.keras_file.export(model, tmp_path, name="m")
+    files = [edge.litert.export(model, tmp_path, name="first")]
+    model.preprocessing = Preprocessing(image_size=(32, 32), mean=(0.2,) * 3, crop=0.5)
+    files += [edge.litert.export(model, tmp_path, name="second")]
+    files += [edge.litert.export(model, tmp_path, name="third", uint8_input=True)]
+    own = {file.path.name: data.load(tmp_path / "photos", file.image.prepared).validation for file in files}
+
+    seen, reads, real = {}, [], (edge.verify, data.load)
+    verifying = importlib.import_module("keras_vits.edge.evidence.verify")
+    spy = lambda artifact, model, images, *a, **k: (
+        seen.update({artifact.path.name: images}) or real[0](artifact, model, images, *a, **k)
+    )
+    monkeypatch.setattr(verifying, "verify", spy)
+    monkeypatch.setattr(data, "load", lambda *a, **k: reads.append(a) or real[1](*a, **k))
+    monkeypatch.setattr("keras_vits.cli.demo_job.measure", lambda rows, **options: rows)
+    names = [file.path for file in files]
+    options = ("--against", tmp_path / "m.keras", "--data", tmp_path / "photos")
+    code, _, err = run(verb, *names, *options, *(["--out", tmp_path / "r.html"] if verb == "report" else []))
+    assert code == 0, err
+    np.testing.assert_array_equal(seen["first_float32.tflite"], own["first_float32.tflite"].images())
+    np.testing.assert_array_equal(seen["second_float32.tflite"], own["second_float32.tflite"].images())
+    np.testing.assert_array_equal(seen["third_float32.tflite"], own["third_float32.tflite"].pixels())
+    assert np.abs(seen["first_float32.tflite"] - seen["second_float32.tflite"]).max() > 0.1
+    assert len(reads) == 2  # of three files, two of which take the same
 
 
 # ---------------------------------------------------------------- pixels and numbers (evidence 2)
