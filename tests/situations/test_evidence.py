@@ -669,8 +669,8 @@ def test_a_file_that_knows_no_preprocessing_takes_no_pictures(plain, folder, run
         edge.litert.quantize(artifact, "static_int8", folder)
     for command in (
         ("predict", folder / "0.png", "--model", artifact.path),
-        ("quantize", artifact.path, "static_int8", "--calibration", folder),
-        ("quantize", artifact.path, "static_int8", "--calibration", "digits"),
+        ("quantize", artifact.path, "static_int8", "--calibration", folder, "--overwrite"),
+        ("quantize", artifact.path, "static_int8", "--calibration", "digits", "--overwrite"),
     ):
         code, out, err = run(*command)
         assert (code, out) == (2, "") and words in err, command

@@ -470,3 +470,14 @@ def test_integers_as_images_stay_what_they_are(tmp_path):
     assert edge.verify(artifact, model, pixels).max_abs_error < 1e-4
     with pytest.raises(ValueError, match=r"takes pixels 0 to 255 \(uint8\); received float32 from -"):
         litert.load(artifact).predict(random(2, 8, 8, 3))
+
+
+# ---------------------------------------------------------------- names
+
+
+@each_format
+def test_a_name_of_ones_own_is_that_of_every_file(format, tmp_path):
+    artifact = exported(format, vit(3), tmp_path, name="mine")
+    recipe, suffix = {"litert": "float16", "onnx": "dynamic_int8", "coreml": "int8"}[format], artifact.path.suffix
+    assert artifact.model == "mine" and artifact.path.name == f"mine_float32{suffix}"
+    assert FORMATS[format].quantize(artifact, recipe).path.name == f"mine_{recipe}{suffix}"
