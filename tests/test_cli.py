@@ -117,6 +117,28 @@ def test_from_training_to_report(run, trained, tmp_path, short_timing):
 
 
 @pytest.mark.once
+def test_verify_names_what_half_precision_costs(run, trained, tmp_path):
+    model, file = trained / f"{MODEL}.keras", tmp_path / f"{MODEL}_float32.tflite"
+    run("export", model, "--out", tmp_path)
+    against = ("--against", model, "--data", "digits")
+    code, out, err = run("verify", file, *against, "--half")
+    assert (code, err) == (0, "") and "on 8 pictures" in out and "in half precision with sums in float32" in out
+    lines = [line for line in out.splitlines() if line.strip()]
+    at = next(i for i, line in enumerate(lines) if "Layer in half precision" in line)
+    assert lines[at].split() == "Layer in half precision Largest Overflow Vanish Loses dB Costs dB".split()
+    assert lines[at - 1] == file.name
+    rows = [line for line in lines[at + 1 :] if re.search(r"\([A-Z_0-9]+\)", line)]
+    layers = {layer.name for layer in keras_vits.load(model).layers}
+    assert len(rows) >= 3 and all(line.split()[0].split("/")[0] in layers for line in rows), out
+    code, out, _ = run("verify", file, *against, "--half", "--limit", 2)
+    assert code == 0 and "on 2 pictures" in out
+    code, out, _ = run("verify", file, *against, "--limit", 2)
+    assert code == 0 and "half precision" not in out
+    code, out, err = run("verify", model, *against, "--half")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "cannot be run operation by operation" in err
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("options", [(), ("--pixels",), ("--head", "softmax")])
 def test_predict_tells_the_same_with_every_file(run, trained, tmp_path, options):
     import keras_vits
