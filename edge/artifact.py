@@ -14,7 +14,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from keras_vits._util import files
@@ -259,6 +259,23 @@ def sidecar(path: pathlib.Path) -> pathlib.Path:
 def remake(artifact: Artifact, path: str | pathlib.Path, **changes: Any) -> Artifact:
     """An Artifact like this one of another file just written, saved beside it."""
     return make(path, **like(artifact, **changes))
+
+
+def file_name(model: str, recipe: str, suffix: str, float_layers: Collection[str] = ()) -> str:
+    """Name of the file of a model by a recipe, such as `"vit_static_int8.tflite"`; with `_float<n>` where n layers are
+    left in float."""
+    mixed = f"_float{len(float_layers)}" if float_layers else ""
+    return f"{model}_{recipe}{mixed}{suffix}"
+
+
+def taken(path: pathlib.Path) -> pathlib.Path | None:
+    """What is at the place of a file that is to be written: a file of its name, or a .json that describes none."""
+    if os.path.lexists(path):
+        return path
+    beside = sidecar(path)
+    if not os.path.lexists(beside) or (beside.is_file() and _descriptions(beside)):
+        return None
+    return beside
 
 
 def like(artifact: Artifact, **changes: Any) -> dict[str, Any]:

@@ -215,6 +215,8 @@ class Verification:
         images: how many images it was checked on.
         top1: fraction of images whose label the artifact gives, or `None` without labels.
         reference_top1: the same of the model.
+        majority: fraction of images that have the most frequent label: the top-1 of always giving that class; `None`
+            without labels.
         top1_agreement: fraction of images on which artifact and model give the same class (of a single class: are on
             the same side of its threshold); `None` where no output classifies images.
         sqnr_db: signal-to-quantization-noise ratio of the outputs, 10 log10(sum y^2 / sum (y - y')^2); infinite if
@@ -235,6 +237,7 @@ class Verification:
     images: int
     top1: float | None
     reference_top1: float | None
+    majority: float | None = None
     top1_agreement: float | None
     sqnr_db: float
     max_abs_error: float

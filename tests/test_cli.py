@@ -117,6 +117,28 @@ def test_from_training_to_report(run, trained, tmp_path, short_timing):
 
 
 @pytest.mark.once
+def test_verify_names_what_half_precision_costs(run, trained, tmp_path):
+    model, file = trained / f"{MODEL}.keras", tmp_path / f"{MODEL}_float32.tflite"
+    run("export", model, "--out", tmp_path)
+    against = ("--against", model, "--data", "digits")
+    code, out, err = run("verify", file, *against, "--half")
+    assert (code, err) == (0, "") and "on 8 pictures" in out and "in half precision with sums in float32" in out
+    lines = [line for line in out.splitlines() if line.strip()]
+    at = next(i for i, line in enumerate(lines) if "Layer in half precision" in line)
+    assert lines[at].split() == "Layer in half precision Largest Overflow Vanish Loses dB Costs dB".split()
+    assert lines[at - 1] == file.name
+    rows = [line for line in lines[at + 1 :] if re.search(r"\([A-Z_0-9]+\)", line)]
+    layers = {layer.name for layer in keras_vits.load(model).layers}
+    assert len(rows) >= 3 and all(line.split()[0].split("/")[0] in layers for line in rows), out
+    code, out, _ = run("verify", file, *against, "--half", "--limit", 2)
+    assert code == 0 and "on 2 pictures" in out
+    code, out, _ = run("verify", file, *against, "--limit", 2)
+    assert code == 0 and "half precision" not in out
+    code, out, err = run("verify", model, *against, "--half")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "cannot be run operation by operation" in err
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("options", [(), ("--pixels",), ("--head", "softmax")])
 def test_predict_tells_the_same_with_every_file(run, trained, tmp_path, options):
     import keras_vits
@@ -294,3 +316,78 @@ def test_examples(example, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(example), "--smoke"])
     runpy.run_path(str(example), run_name="__main__")
     assert "%" in capsys.readouterr().out and len(example.read_text().splitlines()) < 60
+
+
+# ---------------------------------------------------------------- names that are taken
+
+
+def never(*arguments, **options):
+    raise AssertionError("the work began")
+
+
+@pytest.mark.once
+def test_export_and_quantize_refuse_a_taken_name_before_the_work(run, trained, tmp_path, monkeypatch):
+    floats = [f"{MODEL}_float32.tflite", f"{MODEL}_float32.onnx", f"{MODEL}_float16.mlpackage"]
+    export = ["export", trained / f"{MODEL}.keras", "--to=litert", "--to=onnx", "--to=coreml", "--out", tmp_path]
+    quantized = [("static_int8.tflite", 0), ("dynamic_int8.onnx", 1), ("int8.mlpackage", 2)]
+    commands = [("quantize", tmp_path / floats[i], name.split(".")[0], "--calibration=digits") for name, i in quantized]
+    assert run(*export)[0] == 0
+    for command in commands[:1]:
+        assert run(*command)[0] == 0
+    for name, _ in quantized[1:]:  # whoever made them
+        (tmp_path / f"{MODEL}_{name}").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr("keras_vits.graph.trace.trace", never)
+        patch.setattr("keras_vits.training.data.load", never)
+        for name, command in [
+            (floats[0], export),
+            *((f"{MODEL}_{q}", c) for (q, _), c in zip(quantized, commands, strict=True)),
+        ]:
+            code, out, err = run(*command)
+            assert (code, out, err.count("\n")) == (2, "", 1), err
+            assert f"{tmp_path / name} is there already: --overwrite replaces it" in err
+        for format, name in zip(("onnx", "coreml"), floats[1:], strict=True):
+            code, _, err = run("export", trained / f"{MODEL}.keras", "--to", format, "--out", tmp_path)
+            assert code == 2 and f"{tmp_path / name} is there already" in err and "another --out keeps it" in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert run(*export[:3], "--out", tmp_path, "--overwrite")[0] == 0
+    assert run(*commands[0], "--overwrite")[0] == 0
+
+
+@pytest.mark.once
+def test_a_quantized_file_is_told_apart_from_a_taken_name(run, trained, tmp_path):
+    run("export", trained / f"{MODEL}.keras", "--out", tmp_path)
+    run("quantize", tmp_path / f"{MODEL}_float32.tflite", "dynamic_int8")
+    code, _, err = run("quantize", tmp_path / f"{MODEL}_dynamic_int8.tflite", "dynamic_int8")
+    assert code == 2 and "Only a float32 LiteRT artifact can be quantized" in err
+
+
+@pytest.mark.once
+def test_a_second_training_replaces_nothing_of_the_first(run, trained, tmp_path, monkeypatch):
+    command = ["train", MODEL, *TINY, "--limit", 20, "--epochs", 1]
+    for file in trained.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = (tmp_path / f"{MODEL}.keras").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("keras_vits.training.fit.fit", never)
+        code, out, err = run(*command, "--out", tmp_path)
+        assert (code, out) == (2, "")
+        assert err == (
+            f"Error: {tmp_path / MODEL}.keras is there already: --overwrite replaces it, another --out keeps it.\n"
+        )
+        (tmp_path / "b").mkdir()
+        kept = tmp_path / "b" / f"{MODEL}.checkpoint.keras"
+        kept.write_bytes(b"of another training")
+        code, _, err = run(*command, "--out", tmp_path / "b")
+        assert code == 2 and err.startswith(f"Error: {kept} keeps the last epoch of a training that was not finished: ")
+        assert "--resume continues it, --overwrite begins anew." in err and err.count("\n") == 1
+        (tmp_path / "c").mkdir()
+        mine = tmp_path / "c" / f"{MODEL}.keras.json"
+        mine.write_text("{}")
+        code, _, err = run(*command, "--out", tmp_path / "c")
+        assert code == 2 and f"{mine} is there already" in err
+    assert (tmp_path / f"{MODEL}.keras").read_bytes() == before and kept.read_bytes() == b"of another training"
+    code, _, err = run(*command, "--out", tmp_path, "--overwrite")
+    assert code == 0, err
+    assert (tmp_path / f"{MODEL}.keras").read_bytes() != before

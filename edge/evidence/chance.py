@@ -1,4 +1,4 @@
-"""Whether an accuracy says anything: a share of few images that guessing would reach, too."""
+"""Whether an accuracy says anything: a share of few images that guessing, or one answer to all, would reach, too."""
 
 from __future__ import annotations
 
@@ -20,17 +20,34 @@ def lower_bound(share: float, count: int) -> float:
     return max(0.0, (middle - half) / (1 + Z**2 / count))
 
 
+def without_looking(check: Verification) -> float:
+    """The top-1 of the better of two who do not look at the images: one guesses, 1 of K (of a single class 1 of 2), the
+    other always gives the class that is most frequent among these labels. 0 where neither is known."""
+    return max(_guessed(check), check.majority or 0.0)
+
+
 def at_chance(check: Verification) -> str:
-    """What a file's top-1 is, in words, if guessing may reach it: 1 of K, or 1 of 2 of a single class. "" otherwise,
-    and where labels or classes are not known."""
-    told = check.artifact.classification
-    if told is None or not told.classes or check.top1 is None:
+    """What a file's top-1 is, in words, if it may be reached without looking at the images, and how. "" otherwise, and
+    where labels are not known."""
+    least = without_looking(check)
+    if not least or check.top1 is None:
         return ""
-    classes = max(2, told.classes)
     bound = lower_bound(check.top1, check.images)
-    if bound > 1 / classes:
+    if bound > least:
         return ""
+    top1, begins = f"a top-1 of {100 * check.top1:.1f} %", f"the 95 % interval begins at {100 * bound:.1f} %"
+    if least > (guessed := _guessed(check)):
+        return (
+            f"{top1} on {check.images} images, which one answer to all may reach: {100 * least:.1f} % of them are of "
+            f"one class, and {begins}"
+        )
     return (
-        f"a top-1 of {100 * check.top1:.1f} % on {check.images} images, which may be chance: of {classes} classes that "
-        f"is {100 / classes:.1f} %, and the 95 % interval begins at {100 * bound:.1f} %"
+        f"{top1} on {check.images} images, which may be chance: of {round(1 / guessed)} classes that is "
+        f"{100 * guessed:.1f} %, and {begins}"
     )
+
+
+def _guessed(check: Verification) -> float:
+    """The top-1 of guessing; 0 where the number of classes is not known."""
+    told = check.artifact.classification
+    return 1 / max(2, told.classes) if told is not None and told.classes else 0.0

@@ -197,15 +197,15 @@ def recommend(rows: Sequence[Row], format: str) -> tuple[Row, str] | None:
     """The row to ship among those of a format, and why: the fastest as accurate as any, else the most accurate.
 
     Times that differ within the spread of the runs are equal, and then the smaller file is shipped. A file whose
-    accuracy guessing may reach is not: see `chance.at_chance`.
+    accuracy may be reached without looking at the images is not: see `chance.at_chance`.
 
     Args:
         rows: list of `Row`.
         format: name of a target.
 
     Returns:
-        (row, reason), or `None` where no file of the format was verified, none classifies, or none is better than
-        chance (`withheld` says so).
+        (row, reason), or `None` where no file of the format was verified, none classifies, or none tells
+        more than chance or one answer to all (`withheld` says so).
     """
     files = [row for row in _known(rows, format) if not at_chance(cast(Verification, row.verification))]
     if not files:
@@ -280,6 +280,7 @@ def _fields(row: Row, folder: pathlib.Path) -> dict[str, Any]:
         "images",
         "top1",
         "reference_top1",
+        "majority",
         "top1_agreement",
         "sqnr_db",
         "max_abs_error",

@@ -83,7 +83,7 @@ def verify(
     else:
         found, single = halves.predict(arrays)
         expected = single if against is None else _expected(artifact, against, given)
-    checks, agreement, top1, reference_top1 = [], None, None, None
+    checks, agreement, top1, reference_top1, majority = [], None, None, None, None
     for spec in artifact.outputs:
         y = found[spec.name] if halves else _finite(artifact, spec, found[spec.name])
         checks.append(
@@ -94,12 +94,14 @@ def verify(
         agreement = float(np.mean(ours == theirs))
         if labels is not None:
             top1, reference_top1 = float(np.mean(ours == labels)), float(np.mean(theirs == labels))
+            majority = float(np.unique(labels, return_counts=True)[1].max() / count)
     traits = targets.target(artifact.format).traits
     return Verification(
         artifact=artifact,
         images=count,
         top1=top1,
         reference_top1=reference_top1,
+        majority=majority,
         top1_agreement=agreement,
         sqnr_db=min(check.sqnr_db for check in checks),
         max_abs_error=max(check.max_abs_error for check in checks),

@@ -116,9 +116,10 @@ class Target:
     Attributes:
         name: `"litert"`; the `format` of its artifacts, and of recipes.
         suffix: of its files, with the dot.
-        export: (model, folder, **options) -> Artifact. `name` and `overwrite` are options of every target.
+        export: (model, folder, **options) -> Artifact. `name` and `overwrite` are options of every target,
+            whose file has the name that `artifact.file_name` gives.
         quantize: (artifact, recipe, calibration, folder, **options) -> Artifact; `None` where nothing is quantized.
-            `overwrite` is an option of every target.
+            `overwrite` is an option of every target, whose file is called in the same way.
         load: (artifact, **options) -> Runner.
         run: (order) -> load() -> (run(inputs), runtime), for the process that measures: see devices/host_worker.py. It
             imports no Keras unless the target is Keras.

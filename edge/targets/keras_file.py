@@ -42,12 +42,14 @@ def export(
         An `Artifact`.
 
     Raises:
-        ValueError: a model of another class, one with weights that are not finite numbers, a name that is no plain file
-            name or is taken by another file, or a folder that cannot be written. Nothing is half-written.
+        ValueError: a model of another class, one that Keras has quantized, one with weights that are not finite
+            numbers, a name that is no plain file name or is taken by another file, or a folder that cannot be written.
+            Nothing is half-written.
     """
     import keras
 
     from keras_vits._util.keras_private import initialize, set_value, values_later
+    from keras_vits._util.quantized import refuse_quantized
     from keras_vits.models._base import VisionModel
 
     if not isinstance(model, VisionModel):
@@ -55,6 +57,7 @@ def export(
             f"keras_file.export writes a VisionModel, which keras_vits.load reads again; received {model.name}, a "
             f"{type(model).__name__}: use its own save."
         )
+    refuse_quantized(model)
     check_finite(model)
     name = files.plain_name(model.name if name is None else name)
     with values_later():

@@ -16,7 +16,7 @@ from keras_vits._util.progress import progress
 
 from ..artifact import Artifact
 from ..evidence.benchmark import benchmark
-from ..evidence.chance import at_chance
+from ..evidence.chance import at_chance, without_looking
 from ..evidence.verify import verify
 from ..quantize.calibration import CalibrationWarning, items
 from ..quantize.recipes import checked_recipe, searched
@@ -112,8 +112,8 @@ def quantize_to(
 
     Raises:
         ValueError: no file holds the budget (the message has the best one and the table), a budget that every file
-            would hold, as of top-1 where the model is no better than chance on these labels, another file has the name
-            of one that is tried, or a mistake in the arguments.
+            would hold, as of top-1 where the model is no better on these labels than chance, or than one answer to all;
+            another file has the name of one that is tried; or a mistake in the arguments.
     """
     if len(keras.tree.flatten(model.inputs)) != 1:
         raise ValueError(
@@ -228,10 +228,11 @@ def _check_gate(metric: Metric, max_drop: float, check: Verification) -> None:
             f"The model itself has {why}: nothing can be lost of that, and every file would hold the budget. Look at "
             "the labels and at how the images are prepared, or take metric='agreement'."
         )
-    if metric == "top1" and max_drop >= 100 * cast(float, check.reference_top1):
+    top1, least = cast(float, check.reference_top1), without_looking(check)
+    if metric == "top1" and max_drop >= 100 * (top1 - least):
         raise ValueError(
-            f"max_drop={max_drop!r} is all that the model has, a top-1 of {cast(float, check.reference_top1):.1%}: "
-            "every file would hold it."
+            f"max_drop={max_drop!r} is all that the model has, a top-1 of {top1:.1%} where {least:.1%} needs no look "
+            "at the images: a file that tells nothing would hold it."
         )
 
 

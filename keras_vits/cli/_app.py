@@ -157,7 +157,7 @@ LimitOption = Annotated[
 SizeOption = Annotated[
     int | None, typer.Option(help="Side of the square that the model sees, in pixels.", show_default=False)
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace another file of the same name.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the last finished epoch in --out.")]
 SeedOption = Annotated[
     int, typer.Option(help="Seed of the initial weights, the order of the pictures and the augmentation.")
@@ -198,6 +198,24 @@ def pictures_for(artifact: Artifact, source: str, limit: int | None = None) -> A
 def inputs_for(artifact: Artifact, pictures: Any) -> Any:
     """The pictures as the artifact takes them: normalised numbers, or pixels."""
     return pictures.pixels() if artifact.input.takes_pixels else pictures.images()
+
+
+def refuse_taken(path: pathlib.Path, overwrite: bool, keep: str = "") -> None:
+    """Refuses the name of a file that is there, before the work that makes another one.
+
+    Args:
+        path: of the file that is to be written.
+        overwrite: whether it may replace another.
+        keep: what keeps the file that is there, for the message.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    from keras_vits.edge.artifact import taken
+
+    if not overwrite and (found := taken(path)):
+        kept = f", {keep} keeps it" if keep else ""
+        raise ValueError(f"{found} is there already: --overwrite replaces it{kept}.")
 
 
 def written(artifact: Artifact) -> None:

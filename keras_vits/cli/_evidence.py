@@ -186,7 +186,7 @@ def demo(
 
 
 def _verified(files: list[pathlib.Path], against: str, source: str, limit: int | None, **options: Any) -> list[Any]:
-    """A `Row` for each file, verified on the held-out pictures."""
+    """A `Row` for each file, verified on the held-out pictures as this file takes them."""
     import keras_vits
     from keras_vits._util.progress import progress
     from keras_vits.edge import artifact
@@ -196,13 +196,16 @@ def _verified(files: list[pathlib.Path], against: str, source: str, limit: int |
 
     given = [artifact.load(file) for file in files]
     model = keras_vits.load(against)
-    held_out = pictures_for(given[0], source, limit).validation
+    read: dict[Any, Any] = {}  # preprocessing -> the pictures: most files have the same
     for one in given:
-        same_classes(one, model, held_out.class_names)
-    return [
-        Row(one, check(one, model, inputs_for(one, held_out), held_out.labels, **options))
-        for one in progress(given, "Verifying")
-    ]
+        if (prepared := one.image.prepared) not in read:
+            read[prepared] = pictures_for(one, source, limit).validation
+        same_classes(one, model, read[prepared].class_names)
+    rows = []
+    for one in progress(given, "Verifying"):
+        held_out = read[one.image.prepared]
+        rows.append(Row(one, check(one, model, inputs_for(one, held_out), held_out.labels, **options)))
+    return rows
 
 
 def _show(rows: Sequence[Any]) -> None:

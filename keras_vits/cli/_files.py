@@ -19,6 +19,7 @@ from keras_vits.cli._app import (
     console,
     inputs_for,
     pictures_for,
+    refuse_taken,
     say,
     written,
 )
@@ -57,11 +58,15 @@ def export(
     backend: BackendOption = None,
 ) -> None:
     """Write a model as a file for a phone."""
+    from keras_vits.edge.artifact import file_name
     from keras_vits.edge.targets._protocol import target
 
     net = _open(model, weights)
-    for format in to or [Format("litert")]:
-        writer = target(str(format))
+    writers = [target(str(format)) for format in to or [Format("litert")]]
+    for writer in writers:
+        recipe = str(precision) if precision and writer.traits.precisions else writer.traits.float_recipe
+        refuse_taken(out / file_name(net.name, recipe, writer.suffix), overwrite, "another --out")
+    for writer in writers:
         options: dict[str, Any] = {"batch": batch, "overwrite": overwrite}
         if pixels:
             options[writer.traits.pixel_option] = True
@@ -69,7 +74,7 @@ def export(
             options["head"] = str(head)
         if precision and writer.traits.precisions:
             options["precision"] = str(precision)
-        with working(f"Writing {net.name} for {format}"):
+        with working(f"Writing {net.name} for {writer.name}"):
             made = writer.export(net, out, **options)
         written(made)
 
@@ -92,13 +97,18 @@ def quantize(
 ) -> None:
     """Quantize a file: smaller, and faster by most recipes."""
     from keras_vits.edge import artifact
+    from keras_vits.edge.quantize.recipes import checked_recipe
     from keras_vits.edge.targets._protocol import target
 
     given = artifact.load(file)
-    images = inputs_for(given, pictures_for(given, calibration).train) if calibration == "digits" else calibration
     writer = target(given.format)
     if writer.quantize is None:
         raise ValueError(f"{file} is a {writer.suffix} file, which is not quantized: export it for a phone first.")
+    made_by = checked_recipe(recipe, given.format).name
+    if made_by != given.recipe:
+        name = artifact.file_name(given.model, made_by, writer.suffix)
+        refuse_taken(given.path.with_name(name), overwrite)
+    images = inputs_for(given, pictures_for(given, calibration).train) if calibration == "digits" else calibration
     with working(f"Quantizing {file.name}"):
         made = writer.quantize(given, recipe, images, overwrite=overwrite)
     written(made)

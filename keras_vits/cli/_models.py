@@ -1,6 +1,7 @@
 """Verbs of models: list, train."""
 
 import json
+import os
 import pathlib
 from typing import Annotated, Any
 
@@ -12,12 +13,14 @@ from keras_vits.cli._app import (
     DataOption,
     LimitOption,
     OutOption,
+    OverwriteOption,
     ResumeOption,
     SeedOption,
     SizeOption,
     app,
     console,
     keeping,
+    refuse_taken,
     say,
     size,
     table,
@@ -79,6 +82,7 @@ def train(
     ] = False,
     limit: LimitOption = None,
     resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     seed: SeedOption = 0,
     backend: BackendOption = None,
 ) -> None:
@@ -87,21 +91,24 @@ def train(
     Pictures are turned, shifted and scaled a little in training. A fifth of every class is held out to
     measure the accuracy.
 
-    The last finished epoch is kept in a checkpoint for --resume until the .keras file is written.
+    The last finished epoch is kept in a checkpoint for --resume until the .keras file is written. Neither of the two
+    is replaced by another training without --overwrite.
     """
     import keras_vits
     from keras_vits.edge import keras_file
     from keras_vits.training import data as pictures
     from keras_vits.training import fit
 
+    overrides = _settings(settings) | ({"image_size": image_size} if image_size else {})
+    written, checkpoint = out / f"{overrides.get('name', model)}.keras", fit.checkpoint_path(out, model)
+    if not (resume or overwrite):  # what goes on was allowed its names when it began
+        _refuse_other_training(written, checkpoint)
     names = pictures.class_names(data)
     fit.set_seed(seed)
-    overrides = _settings(settings) | ({"image_size": image_size} if image_size else {})
     net = keras_vits.create(model, weights=weights, num_classes=len(names), **overrides)
     read = pictures.load(data, net.preprocessing, limit=limit)
     if warning := read.warning():
         say(warning)
-    checkpoint = fit.checkpoint_path(out, model)
     console.print(f"Training {model} on {counted(len(read.train), 'picture')}, {len(read.validation)} held out")
     with keeping(out):
         found = fit.fit(
@@ -117,10 +124,24 @@ def train(
             seed=seed,
             callbacks=[fit.Say(console.print, epochs)],
         )
-    written = keras_file.export(net, out, overwrite=True)
+    made = keras_file.export(net, out, overwrite=overwrite or resume)
     checkpoint.unlink(missing_ok=True)  # the model is in the file now
     epochs_done = counted(found.epochs, "epoch")
-    console.print(f"{written.path}  {found.top1:.1%} top-1 on held-out pictures after {epochs_done}")
+    console.print(f"{made.path}  {found.top1:.1%} top-1 on held-out pictures after {epochs_done}")
+
+
+def _refuse_other_training(written: pathlib.Path, checkpoint: pathlib.Path) -> None:
+    """Refuses to begin where another training was finished, or can be resumed.
+
+    Raises:
+        ValueError: its .keras file or its checkpoint is there.
+    """
+    refuse_taken(written, False, "another --out")
+    if os.path.lexists(checkpoint):
+        raise ValueError(
+            f"{checkpoint} keeps the last epoch of a training that was not finished: --resume continues it, "
+            "--overwrite begins anew."
+        )
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

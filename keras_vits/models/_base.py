@@ -517,10 +517,12 @@ class VisionModel(keras.Model):
         """Writes a `.keras` file, as `keras.Model.save` does; see `keras_vits.load`.
 
         Raises:
-            ValueError: another kind of file: Keras would write its legacy `.h5`, and cannot read that again.
+            ValueError: another kind of file: Keras would write its legacy `.h5`, and cannot read that again; or a
+                model that Keras has quantized, which `keras_vits.load` does not open.
         """
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(f"Models of keras_vits are saved as .keras files; received {filepath}.")
+        refuse_quantized(self)
         with without_tensorflow():
             super().save(filepath, *args, **kwargs)
 

@@ -189,6 +189,40 @@ def test_markdown_is_one_table(rows, tmp_path):
     )
 
 
+def test_the_spread_of_the_times_is_in_the_table_and_the_plot(rows, tmp_path):
+    assert ">Spread</th>" not in report(rows, tmp_path / "none.html").html.read_text()  # no 10th percentile is known
+    wide = [
+        dataclasses.replace(
+            row, latency=row.latency and dataclasses.replace(row.latency, p10_ms=0.8 * row.latency.median_ms)
+        )
+        for row in rows
+    ]
+    written = report(wide, tmp_path / "report.html")
+    page, text = written.html.read_text(), written.markdown.read_text()
+    timed = [row.latency for row in wide if row.latency]
+    assert ">Spread</th>" in page and "| Spread |" in text
+    assert timed and all(f"{0.8 * t.median_ms:#.3g} to {1.1 * t.median_ms:#.3g} ms" in page for t in timed)
+    assert "| 1.20 to 1.65 ms |" in text
+    latency, size = re.findall(r"<svg.*?</svg>", page, flags=re.S)
+    assert len(spreads(latency)) == len(timed) and not spreads(size)
+
+
+def test_the_spread_of_a_point_is_a_line_through_it(tmp_path):
+    points = [Point(x=x, y=90 + x, label="a", marker="o", spread=(x - d, x + d)) for x, d in ((2.0, 0.05), (3.0, 0.2))]
+    points += [Point(x=2.5, y=91, label="b", marker="o")]
+    (a, y_a), (b, y_b) = ((left + right, y) for left, right, y in spreads(plot(points, "x", "y")))
+    (left, right, _), (left_b, right_b, _) = spreads(plot(points, "x", "y"))
+    assert (right_b - left_b) == pytest.approx(4 * (right - left), rel=1e-3)
+    assert (b - a) / 2 == pytest.approx(10 * (right - left), rel=1e-3) and y_a > y_b  # up is better
+
+
+def spreads(svg):
+    """(left, right, y) in pixels of the lines that show between which times runs lie."""
+    lines = re.findall(r'<path d="M ([\d.]+) ([\d.]+)\s*L ([\d.]+) ([\d.]+)\s*"[^>]*stroke-opacity: 0\.45', svg)
+    assert all(one[1] == one[3] for one in lines)
+    return [(float(left), float(right), float(y)) for left, y, right, _ in lines]
+
+
 def test_several_models_keep_their_names(rows, tmp_path):
     better = make_row(tmp_path, "mixer", "litert", "float32", size=3000, top1=0.99, median_ms=2.0)
     written = report([*rows, better], tmp_path / "report.html")

@@ -415,6 +415,53 @@ def test_pictures_that_stay_in_their_files_have_a_fingerprint(tmp_path, monkeypa
     assert before != load()
 
 
+@pytest.mark.once
+def test_pictures_that_were_replaced_by_others_of_equal_size_are_others(tmp_path, monkeypatch):
+    """Those that stay in their files, of which as many as 256 are read for it."""
+    from PIL import Image
+
+    save = lambda i, value: Image.new("RGB", (16, 16), (value, 0, 0)).save(tmp_path / "ab"[i % 2] / f"{i:03}.bmp")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    for i in range(60):
+        save(i, i)
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
+    pictures = data.load(tmp_path, create().preprocessing).train
+    before = pictures.fingerprint()
+    size = pictures.sources[0].stat().st_size
+    for i in range(60):
+        save(i, 255 - i)
+    assert pictures.sources[0].stat().st_size == size and before != pictures.fingerprint()
+    for i in range(60):
+        save(i, i)
+    assert before == pictures.fingerprint()
+    monkeypatch.setattr(data, "HASHED_FILES", 5)
+    few, content = pictures.fingerprint(), pictures.sources[0].read_bytes()
+    pictures.sources[0].write_bytes(content[:-1] + b"!")  # the first is always among them
+    assert few != pictures.fingerprint() and len(pictures) > 5
+    pictures.sources[0].write_bytes(content)
+    read = []
+    monkeypatch.setattr("builtins.open", lambda *a, _open=open, **k: read.append(a[0]) or _open(*a, **k))
+    assert few == pictures.fingerprint() and len(read) == 5 == len(set(read))
+
+
+@pytest.mark.once
+def test_a_training_does_not_resume_on_replaced_pictures_of_equal_size(tmp_path, monkeypatch):
+    from PIL import Image
+
+    def write(value):
+        for i in range(8):
+            (tmp_path / "p" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (value + i, 0, 0)).save(tmp_path / "p" / "ab"[i % 2] / f"{i}.bmp")
+        return data.load(tmp_path / "p", create(num_classes=2).preprocessing)
+
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
+    path = tmp_path / "c.keras"
+    run(create(num_classes=2, depth=1), write(0), epochs=1, checkpoint=path)
+    with pytest.raises(ValueError, match="another set of training pictures"):
+        run(create(num_classes=2, depth=1), write(100), epochs=2, checkpoint=path, resume=True)
+
+
 class Stops(keras.callbacks.EarlyStopping):
     """Ends after the second epoch and puts back what the first one gave."""
 

@@ -2,6 +2,7 @@
 and 19)."""
 
 import dataclasses
+import importlib
 import itertools
 import json
 import pathlib
@@ -92,6 +93,44 @@ def test_a_model_of_other_classes_is_refused(tmp_path):
     artifact = edge.litert.export(model, tmp_path)
     with pytest.raises(ValueError, match=r"Class 2 is 'c' in .*_float32\.tflite and 'd' in the model"):
         edge.verify(artifact, other, random(2, 32, 32, 3))
+
+
+# ---------------------------------------------------------------- every file has its own pictures
+
+
+@pytest.mark.parametrize("verb", ["verify", "report"])
+def test_every_file_sees_the_pictures_as_it_takes_them(verb, run, tmp_path, monkeypatch):
+    from keras_vits.training import data
+
+    image = pytest.importorskip("PIL.Image")
+    for i, picture in enumerate(pixels(12, 40)):
+        (tmp_path / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        image.fromarray(picture).save(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png")
+    model = vit(num_classes=2)
+    edge.keras_file.export(model, tmp_path, name="m")
+    files = [edge.litert.export(model, tmp_path, name="first")]
+    model.preprocessing = Preprocessing(image_size=(32, 32), mean=(0.2,) * 3, crop=0.5)
+    files += [edge.litert.export(model, tmp_path, name="second")]
+    files += [edge.litert.export(model, tmp_path, name="third", uint8_input=True)]
+    own = {file.path.name: data.load(tmp_path / "photos", file.image.prepared).validation for file in files}
+
+    seen, reads, real = {}, [], (edge.verify, data.load)
+    verifying = importlib.import_module("keras_vits.edge.evidence.verify")
+    spy = lambda artifact, model, images, *a, **k: (
+        seen.update({artifact.path.name: images}) or real[0](artifact, model, images, *a, **k)
+    )
+    monkeypatch.setattr(verifying, "verify", spy)
+    monkeypatch.setattr(data, "load", lambda *a, **k: reads.append(a) or real[1](*a, **k))
+    monkeypatch.setattr("keras_vits.cli.demo_job.measure", lambda rows, **options: rows)
+    names = [file.path for file in files]
+    options = ("--against", tmp_path / "m.keras", "--data", tmp_path / "photos")
+    code, _, err = run(verb, *names, *options, *(["--out", tmp_path / "r.html"] if verb == "report" else []))
+    assert code == 0, err
+    np.testing.assert_array_equal(seen["first_float32.tflite"], own["first_float32.tflite"].images())
+    np.testing.assert_array_equal(seen["second_float32.tflite"], own["second_float32.tflite"].images())
+    np.testing.assert_array_equal(seen["third_float32.tflite"], own["third_float32.tflite"].pixels())
+    assert np.abs(seen["first_float32.tflite"] - seen["second_float32.tflite"]).max() > 0.1
+    assert len(reads) == 2  # of three files, two of which take the same
 
 
 # ---------------------------------------------------------------- pixels and numbers (evidence 2)
@@ -192,18 +231,18 @@ def latency(path, ms, spread=0.02, rounds=(), started="now"):
     )
 
 
-def row(folder, name, size, ms, top1=0.98, images=500, classes=10, **more):
+def row(folder, name, size, ms, top1=0.98, images=500, classes=10, majority=None, **more):
     """A row of a file of so many bytes, as `verify` and `benchmark` fill it."""
     path = folder / f"{name}.tflite"
     path.write_bytes(bytes(size))
-    spec = keras_vits.specs.OutputSpec(name="logits", kind="logits", classes=classes, shape=(1, classes))
+    spec = keras_vits.specs.OutputSpec(name="logits", kind="logits", classes=classes, shape=(1, classes or 10))
     image = keras_vits.specs.InputSpec(name="image", shape=(1, 8, 8, 3))
     artifact = edge.artifact.make(
         path, format="litert", recipe=name, model="m", inputs=(image,), outputs=(spec,)
     )  # fmt: skip
     check = edge.Verification(
         artifact=artifact, images=images, top1=top1, reference_top1=top1, top1_agreement=1.0, sqnr_db=40.0,
-        max_abs_error=0.1, partitions=1, op_histogram={}, verified_by="a runtime",
+        max_abs_error=0.1, partitions=1, op_histogram={}, verified_by="a runtime", majority=majority,
     )  # fmt: skip
     return Row(artifact, check, latency(path, ms, **more))
 
@@ -248,6 +287,57 @@ def test_a_model_near_chance_is_not_recommended(tmp_path):
     assert recommend(known, "litert")[0] is known[0]
 
 
+def test_one_answer_to_all_is_not_recommended(tmp_path):
+    """Pictures of which nine of ten are of one class: a constant has 90 % of them right."""
+    guess = [row(tmp_path, "float32", 400, 1.0, top1=0.9, images=200, classes=2, majority=0.9)]
+    assert recommend(guess, "litert") is None
+    assert withheld(guess, "litert") == (
+        "No LiteRT file is recommended: float32.tflite, the best, has a top-1 of 90.0 % on 200 images, which one "
+        "answer to all may reach: 90.0 % of them are of one class, and the 95 % interval begins at 85.1 %."
+    )
+    written = report(guess, tmp_path / "report.html", environment={})
+    assert json.loads(written.json.read_text())["rows"][0]["majority"] == 0.9
+    better = [row(tmp_path, "float32", 400, 1.0, top1=0.96, images=200, classes=2, majority=0.9)]
+    assert recommend(better, "litert")[0] is better[0]
+    even = [row(tmp_path, "float32", 400, 1.0, top1=0.5, images=200, classes=2, majority=0.5)]
+    assert "which may be chance: of 2 classes that is 50.0 %" in withheld(even, "litert")
+    unnamed = row(tmp_path, "float32", 400, 1.0, classes=None, majority=0.99).verification  # but the labels are known
+    assert "which one answer to all may reach: 99.0 %" in chance.at_chance(unnamed)
+
+
+def constant(share):
+    """A model that gives class 0 for every picture, and labels of which so large a share is class 0."""
+    model = vit(num_classes=2)
+    kernel, bias = model.get_layer("head").get_weights()
+    model.get_layer("head").set_weights([np.zeros_like(kernel), np.array([1, -1], bias.dtype)])
+    labels = np.ones(40, int)
+    labels[np.random.default_rng(0).permutation(40)[: round(40 * share)]] = 0
+    return model, labels
+
+
+def test_what_always_gives_the_most_frequent_class_tells_nothing(tmp_path):
+    (model, labels), x = constant(0.9), random(40, 32, 32, 3)
+    artifact = edge.litert.export(model, tmp_path)
+    for known in (labels, np.eye(2)[labels]):
+        check = edge.verify(artifact, model, x, known)
+        assert check.top1 == check.majority == 0.9
+    assert edge.verify(artifact, model, x).majority is None
+    assert recommend([Row(artifact, check)], "litert") is None
+    with pytest.raises(ValueError, match=r"The model itself has a top-1 of .* which one answer to all may reach: "):
+        edge.quantize_to(model, 1, dataset=(x, labels), folder=tmp_path / "tried")
+    assert not list((tmp_path / "tried").glob("*int8*"))
+
+
+def test_a_budget_down_to_the_most_frequent_class_is_refused(four, tmp_path):
+    model, _, x, truth = four
+    most = np.unique(truth[10:], return_counts=True)[1].max() / 30
+    assert most < 0.85  # so that the model itself tells something
+    words = rf"is all that the model has, a top-1 of 100\.0% where {most:.1%} needs no look at the images"
+    with pytest.raises(ValueError, match=words):
+        edge.quantize_to(model, 100 * (1 - most) + 0.1, dataset=(x, truth), folder=tmp_path)
+    assert not list(tmp_path.glob("*int8*"))
+
+
 def test_the_interval_of_a_share():
     """Wilson's, as in the table of Newcombe, "Two-sided confidence intervals for the single proportion", 1998."""
     assert chance.lower_bound(81 / 263, 263) == pytest.approx(0.2553, abs=1e-4)
@@ -258,7 +348,9 @@ def test_the_interval_of_a_share():
 def test_a_gate_that_cannot_fail_is_refused(four, tmp_path):
     model, _, x, truth = four
     guessed = (truth + 1 + np.arange(40) % 3) % 4
-    with pytest.raises(ValueError, match=r"The model itself has a top-1 of .* which may be chance: of 4 classes"):
+    with pytest.raises(
+        ValueError, match=r"The model itself has a top-1 of 0\.0 % .* which one answer to all may reach"
+    ):
         edge.quantize_to(model, 1, dataset=(x, guessed), folder=tmp_path)
     assert not list(tmp_path.glob("*int8*"))
     for wrong in (100, float("inf"), float("nan"), -1):
@@ -577,8 +669,8 @@ def test_a_file_that_knows_no_preprocessing_takes_no_pictures(plain, folder, run
         edge.litert.quantize(artifact, "static_int8", folder)
     for command in (
         ("predict", folder / "0.png", "--model", artifact.path),
-        ("quantize", artifact.path, "static_int8", "--calibration", folder),
-        ("quantize", artifact.path, "static_int8", "--calibration", "digits"),
+        ("quantize", artifact.path, "static_int8", "--calibration", folder, "--overwrite"),
+        ("quantize", artifact.path, "static_int8", "--calibration", "digits", "--overwrite"),
     ):
         code, out, err = run(*command)
         assert (code, out) == (2, "") and words in err, command

@@ -106,6 +106,34 @@ def test_the_budget_of_one_class_is_kept(yes_or_no, tmp_path):
         edge.quantize_to(model, 95, dataset=(x, np.where(np.arange(24) % 12 == 11, 1 - truth, truth)), folder=tmp_path)
 
 
+@pytest.mark.parametrize("metric", ["top1", "agreement"])
+def test_a_candidate_that_flips_answers_of_one_class_misses_the_budget(metric, yes_or_no, tmp_path, monkeypatch):
+    """Every eighth picture on the other side of the threshold, as a file whose numbers are a little off gives it."""
+    model, x = yes_or_no
+    x = np.tile(x, (2, 1, 1, 1))  # the first 12 calibrate, and 36 are measured on
+    logits = model.predict(x, verbose=0)[12:, 0]
+    shift = np.sort(logits[logits > 0])[:8].mean().item()  # an answer or more of each picture that is there twice
+    truth = (model.predict(x, verbose=0)[:, 0] > 0).astype(int)
+    off = keras.models.clone_model(model)
+    off.set_weights(model.get_weights())
+    kernel, bias = off.get_layer("head").get_weights()
+    off.get_layer("head").set_weights([kernel, bias - shift])
+    flipped = np.mean((logits > 0) != (logits > shift))
+    assert 0.05 < flipped < 0.3
+
+    def quantize(f32, recipe, calibration, folder, *, float_layers=(), overwrite=False):
+        return edge.litert.export(off, folder, name="off", overwrite=overwrite)
+
+    monkeypatch.setattr(edge.quantize_to.__globals__["litert"], "quantize", quantize)
+    options = dict(metric=metric, dataset=(x, truth), folder=tmp_path, recipes=("float16",))
+    with pytest.raises(ValueError, match=rf"No file loses at most .* % \({metric}\); the best, off_.*loses") as refused:
+        edge.quantize_to(model, 100 * flipped - 1, **options)
+    assert f"loses {100 * flipped:.3g} %" in str(refused.value)
+    short = functools.partial(edge.benchmark, min_runs=1, min_seconds=0, warmup_seconds=0)
+    monkeypatch.setitem(edge.quantize_to.__globals__, "benchmark", short)
+    assert edge.quantize_to(model, 100 * flipped + 1, **options).tried[0].drop == pytest.approx(100 * flipped)
+
+
 def test_a_picture_of_one_class_has_no_labels_in_core_ml(yes_or_no, tmp_path):
     model, _ = yes_or_no
     model = keras.models.clone_model(model)
@@ -470,3 +498,14 @@ def test_integers_as_images_stay_what_they_are(tmp_path):
     assert edge.verify(artifact, model, pixels).max_abs_error < 1e-4
     with pytest.raises(ValueError, match=r"takes pixels 0 to 255 \(uint8\); received float32 from -"):
         litert.load(artifact).predict(random(2, 8, 8, 3))
+
+
+# ---------------------------------------------------------------- names
+
+
+@each_format
+def test_a_name_of_ones_own_is_that_of_every_file(format, tmp_path):
+    artifact = exported(format, vit(3), tmp_path, name="mine")
+    recipe, suffix = {"litert": "float16", "onnx": "dynamic_int8", "coreml": "int8"}[format], artifact.path.suffix
+    assert artifact.model == "mine" and artifact.path.name == f"mine_float32{suffix}"
+    assert FORMATS[format].quantize(artifact, recipe).path.name == f"mine_{recipe}{suffix}"

@@ -229,6 +229,8 @@ def quantized(request):
         lambda m: edge.litert.export(m, "nowhere"),
         lambda m: edge.onnx.export(m, "nowhere"),
         lambda m: edge.coreml.export(m, "nowhere"),
+        lambda m: edge.keras_file.export(m, "nowhere"),
+        lambda m: m.save("nowhere.keras"),
         lambda m: m.merge_lora(),
         lambda m: m.reset_head(5),
         lambda m: m.resized(64),
@@ -241,7 +243,7 @@ def test_layers_that_keras_has_quantized_are_refused_in_one_sentence(quantized, 
         ValueError, match=r"has a layer that Keras has quantized itself, '.*' to \w+: take the model as"
     ):
         use(quantized)
-    assert not pathlib.Path("nowhere").exists()
+    assert not pathlib.Path("nowhere").exists() and not pathlib.Path("nowhere.keras").exists()
 
 
 # ---------------------------------------------------------------- what remains

@@ -71,11 +71,11 @@ def quantize(
     artifacts.check(artifact)
     program = Program(artifact.path)  # a damaged package ends here, with one clear line
     ranges = program.ranges(_images(artifact, calibration)) if checked.needs_calibration else {}
-    stem = artifact.path.name.removesuffix(".mlpackage").removesuffix(f"_{artifact.recipe}")
     with alone_and_quiet() as folder_of_packages:
         model = ct.models.MLModel(str(artifact.path), skip_model_load=True)
         compressed = tied(COMPRESSORS[recipe](model, ranges), folder_of_packages)
-    name, tools = f"{stem}_{recipe}.mlpackage", {**artifact.tools, "coremltools": ct.__version__}
+    name = artifacts.file_name(artifact.model, recipe, ".mlpackage")
+    tools = {**artifact.tools, "coremltools": ct.__version__}
     with artifacts.writing(folder or artifact.path.parent, name, overwrite=overwrite) as draft:
         save(compressed, draft.temporary)
         draft.describe(**artifacts.like(artifact, recipe=recipe, tools=tools))

@@ -123,12 +123,13 @@ def export(
             "class_names": ready.class_names, "compute_units": compute_units, "layout": layout,
         }
     )  # fmt: skip
-    with artifacts.writing(folder, f"{ready.name}_{precision}.mlpackage", overwrite=overwrite) as draft:
+    name = artifacts.file_name(ready.name, precision, ".mlpackage")
+    with artifacts.writing(folder, name, overwrite=overwrite) as draft:
         save(written, draft.temporary)
         draft.describe(
             format="coreml",
             recipe=precision,
-            model=ready.model.name,
+            model=ready.name,
             inputs=tuple(
                 dataclasses.replace(spec, name=new, dtype="image" if spec.name in pictures else spec.dtype)
                 for spec, new in zip(ready.inputs, input_names, strict=True)

@@ -86,7 +86,8 @@ def export(
     about = metadata(ready.name, ready.inputs, specs, author, license, version)
     content = write(ready.graph, outputs, about, signatures)
     trained_for = getattr(ready.model, "trained_for", None)
-    with artifacts.writing(folder, f"{ready.name}_float32.tflite", overwrite=overwrite) as draft:
+    name = artifacts.file_name(ready.name, "float32", ".tflite")
+    with artifacts.writing(folder, name, overwrite=overwrite) as draft:
         draft.describe(
             tools={**ready.tools, "litert_runtime": save(draft.temporary, content, ready.class_names)},
             format="litert",

@@ -64,8 +64,7 @@ def quantize(
     if calibration is not None:
         images = list(batches(calibration, artifact.inputs, "reading images"))
     content = Preparation(artifact.path.read_bytes(), chosen, images, float_layers, choice=choice).quantized()
-    mixed = f"_float{len(float_layers)}" if float_layers else ""
-    name = f"{artifact.model}_{chosen.name}{mixed}.tflite"
+    name = artifacts.file_name(artifact.model, chosen.name, ".tflite", float_layers)
     with artifacts.writing(folder or artifact.path.parent, name, overwrite=overwrite) as draft:
         tools = {
             **artifact.tools,

@@ -106,7 +106,8 @@ def export(
     metadata = {key: text for key, text in about.items() if text}
     written = write(ready.graph, outputs, precision=precision, metadata=metadata)
     properties = {entry.key: entry.value for entry in written.metadata_props}
-    with artifacts.writing(folder, f"{ready.name}_{precision}.onnx", overwrite=overwrite) as draft:
+    name = artifacts.file_name(ready.name, precision, ".onnx")
+    with artifacts.writing(folder, name, overwrite=overwrite) as draft:
         save(draft.temporary, written)
         draft.describe(
             format="onnx",

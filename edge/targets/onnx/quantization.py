@@ -85,8 +85,7 @@ def quantize(
     else:
         model = _dynamic(model, left_out)
     add_shapes(model)
-    mixed = f"_float{len(float_layers)}" if float_layers else ""
-    name = f"{artifact.model}_{chosen.name}{mixed}.onnx"
+    name = artifacts.file_name(artifact.model, chosen.name, ".onnx", float_layers)
     with artifacts.writing(folder or artifact.path.parent, name, overwrite=overwrite) as draft:
         save(draft.temporary, model)
         tools = {**artifact.tools, **versions()}
