@@ -21,6 +21,7 @@ PRECISIONS = ("float16", "float32")
 LAYOUTS = ("default", "ane")
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 METADATA = "com.github.keras-vits"  # key of ours in the file's user-defined metadata
+FLOAT32_LAYERS = f"{METADATA}.float32_layers"  # another, of a file of half precision that has some
 INSTALL = 'pip install -e ".[coreml]"'
 
 MAKERS = ("coremltools.models.model", "coremltools.models.utils", "coremltools.converters.mil.converter")  # of packages
