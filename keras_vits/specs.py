@@ -363,7 +363,9 @@ def read_outputs(
     class_names: Sequence[str] = (),
     kinds: Mapping[str, str] | None = None,
 ) -> tuple[OutputSpec, ...]:
-    """Specs of a traced graph's outputs: it ends in softmax, in sigmoid, or in neither.
+    """Specs of a traced graph's outputs: probabilities, which softmax or sigmoid made, or something else.
+
+    They stay probabilities where they are averaged, mixed, clipped, smoothed or divided by their sum; see `_shares`.
 
     Args:
         graph: of a model that does not declare its outputs.
@@ -372,9 +374,9 @@ def read_outputs(
         kinds: name -> kind, of outputs whose kind the graph does not tell: (B,K) may be logits or features.
 
     Returns:
-        An `OutputSpec` for each output. One that no softmax or sigmoid ends is `"logits"` where K names of classes
-        were given for it, `"tokens"` of three dimensions, `"features"` of a feature map (B,h,w,C), and otherwise
-        `"tensor"`. A sigmoid of several classes is `"multilabel"`.
+        An `OutputSpec` for each output. One that holds no probabilities is `"logits"` where K names of classes were
+        given for it, `"tokens"` of three dimensions, `"features"` of a feature map (B,h,w,C), and otherwise
+        `"tensor"`. Sigmoids of several classes are `"multilabel"`.
 
     Raises:
         SpecError: a kind for an output that the graph does not have, or class names that no output has.
@@ -382,19 +384,19 @@ def read_outputs(
     kinds = dict(kinds or {})
     if unknown := sorted(set(kinds) - set(names)):
         raise SpecError(f"There is no output {', '.join(unknown)}; there are: {', '.join(names)}.")
-    made_by = {value: node for node in graph.nodes for value in node.outputs}
+    from keras_vits._shares import shares  # which imports numpy
+
+    known = shares(graph)
     found = []
     for name, value in zip(names, graph.outputs, strict=True):
-        node, shape = made_by.get(value), tuple(value.shape)
-        while node is not None and node.op in ("reshape", "cast") and node.inputs[0] is not None:
-            node = made_by.get(node.inputs[0])
+        share, shape = known.get(value), tuple(value.shape)
         last = shape[-1] if len(shape) > 1 else None
         named = len(shape) == 2 and len(class_names) == last
         kind = kinds.get(name)
         if kind is None:
-            if node is not None and node.op == "softmax" and node.attrs.get("axis") == len(node.output.shape) - 1:
+            if share is not None and share.sums_to_one:
                 kind = "mask" if len(shape) == 4 else "probabilities"
-            elif node is not None and node.op == "sigmoid" and len(shape) == 2:
+            elif share is not None and share.each_to_one and len(shape) == 2:
                 kind = "probabilities" if last == 1 else "multilabel"
             elif named:
                 kind = "logits" if last and last > 1 else "binary_logit"

@@ -40,7 +40,8 @@ class Op:
         is_linear: inputs (x, weight, bias or None), output channels last: scales and offsets of them fold in.
         keeps_same: an output of the first input's shape and type equals that input.
         macs: (shapes of the inputs, shape of the output, attrs) -> multiply-adds; None: not counted, as in fvcore.
-        half_risk: how values leave the range of half precision, 6e-8 to 65504, on their way; "": they do not.
+        half_risk: how values leave the range of half precision, 6e-8 to 65504, which a file of half precision then
+            computes in float32; "": they do not, or runtimes see to it, as they add products in float32.
         gpu_unfriendly: what a phone's GPU delegate cannot do about it, or what does the same; "": it can.
     """
 
@@ -510,9 +511,9 @@ OPS: dict[str, Op] = {
         _takes("uint8", "int32", gives="float32"),
     ),
     # ---- along axes (never negative); axes is a tuple
-    "softmax": Op(_softmax_shape, softmax, FLOATS, takes_axes=True, half_risk=SUMS),
+    "softmax": Op(_softmax_shape, softmax, FLOATS, takes_axes=True),
     # gamma, beta: None, or broadcastable to x
-    "layer_norm": Op(_norm_shape, layer_norm, FLOATS, takes_axes=True, half_risk=SQUARES),
+    "layer_norm": Op(_norm_shape, layer_norm, FLOATS, takes_axes=True),
     "mean": _reduce(np.mean, FLOATS, half_risk=SUMS),
     "sum": _reduce(np.sum, WIDE, half_risk=SUMS),
     "max": _reduce(np.max, NUMBERS),
@@ -568,20 +569,20 @@ OPS: dict[str, Op] = {
         lambda s, size, mode: (s[0], *size, s[3]), _resize, _resize_types, on_maps=True, keeps_same=True
     ),
     # ---- matrix work; bias may be None
-    "matmul": Op(_matmul_shape, _matmul, WIDE, macs=_matmul_macs, half_risk=SUMS),
+    "matmul": Op(_matmul_shape, _matmul, WIDE, macs=_matmul_macs),
     # x (...,in), weight (out,in), bias (out,)
-    "dense": Op(_dense_shape, _dense, FLOATS, is_linear=True, macs=_dense_macs, half_risk=SUMS),
+    "dense": Op(_dense_shape, _dense, FLOATS, is_linear=True, macs=_dense_macs),
     # kernel (kh,kw,in/groups,out); pads ((top,bottom),(left,right))
-    "conv2d": Op(_conv2d_shape, _conv2d, FLOATS, is_linear=True, on_maps=True, macs=_conv2d_macs, half_risk=SUMS),
+    "conv2d": Op(_conv2d_shape, _conv2d, FLOATS, is_linear=True, on_maps=True, macs=_conv2d_macs),
     "depthwise_conv2d": Op(  # kernel (kh,kw,in,multiplier)
-        _depthwise_shape, _depthwise, FLOATS, is_linear=True, on_maps=True, macs=_depthwise_macs, half_risk=SUMS
+        _depthwise_shape, _depthwise, FLOATS, is_linear=True, on_maps=True, macs=_depthwise_macs
     ),
     "max_pool2d": _pool("max"),
-    "avg_pool2d": _pool("avg", half_risk=SUMS),  # padding does not count
+    "avg_pool2d": _pool("avg"),  # padding does not count
 }
 
 FUSED: dict[str, Op] = {  # what one target's layout makes of several operations: no tracer and no other target meets it
-    "attention": Op(_attention_shape, None, FLOATS, macs=None, half_risk=SUMS),
+    "attention": Op(_attention_shape, None, FLOATS, macs=None),
 }
 
 

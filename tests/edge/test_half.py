@@ -12,6 +12,7 @@ from keras_vits._util import keras_private
 from keras_vits.edge.evidence.half import ACCUMULATORS, HalfRunner
 from keras_vits.edge.records import sqnr_db
 from keras_vits.edge.targets import _steps
+from keras_vits.edge.targets.coreml.mlprogram import Program
 from keras_vits.graph.rewrite import rewrite
 from keras_vits.layers.linear_attention import ATTENTIONS
 
@@ -58,8 +59,11 @@ def test_every_family_keeps_its_numbers_on_a_phones_gpu(family, target, tmp_path
 
 def test_every_family_keeps_its_numbers_in_core_mls_half_precision(family, tmp_path):
     model, x, expected = family
-    found = edge.coreml.load(edge.coreml.export(model, tmp_path)).predict(x)
+    artifact = edge.coreml.export(model, tmp_path)
+    found = edge.coreml.load(artifact).predict(x)
     assert min(decibels(expected, found)) >= KEPT, decibels(expected, found)
+    assert artifact.float32_layers == ()  # every norm and linear attention is rescaled
+    assert Program(artifact.path).operations["cast"] == len(artifact.inputs) + len(artifact.outputs)
 
 
 # ---------------------------------------------------------------- what overflowed
@@ -118,11 +122,153 @@ def test_norms_and_means_hold_large_and_small_numbers(name, size, tmp_path):
         assert edge.verify(artifact, model, x, **options).sqnr_db >= KEPT, artifact.format
 
 
+def response_with_powers(x):
+    length = ops.sum(x**2, axis=(1, 2), keepdims=True) ** 0.5
+    return x * (length / (ops.mean(length, axis=-1, keepdims=True) + 1e-6))
+
+
+def deviation_with_powers(x):
+    centred = x - ops.mean(x, axis=-1, keepdims=True)
+    return centred * (ops.mean(ops.power(centred, 2), axis=-1, keepdims=True) + 1e-6) ** -0.5
+
+
+ALL = (1, 2, 3)
+WRITTEN = {
+    "RMS with powers": lambda x: x / (ops.mean(x**2, axis=-1, keepdims=True) + 1e-6) ** 0.5,
+    "norm with powers": deviation_with_powers,
+    "response with powers": response_with_powers,
+    "RMS of a sum": lambda x: x / ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True) / 16 + 1e-6),
+    "RMS of a sum, unbiased": lambda x: x * ops.rsqrt(ops.sum(x * x, axis=ALL, keepdims=True) / 1023 + 1e-6),
+    "sum, times": lambda x: ops.sum(x, axis=ALL, keepdims=True) * (1 / 1024),
+    "sum, divided": lambda x: ops.sum(x, axis=ALL) / 900,
+    "unit sum": lambda x: x / (ops.sum(ops.abs(x), axis=ALL, keepdims=True) + 1e-6),
+    "unit sum, at least": lambda x: x / ops.maximum(ops.sum(ops.abs(x), axis=(1, 2), keepdims=True), 1e-12),
+    "shares": lambda x: ops.abs(x) / ops.sum(ops.abs(x), axis=ALL, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_norms_and_means_that_are_written_in_other_words_hold_large_and_small_numbers(name, tmp_path):
+    given = keras.Input((8, 8, 16))
+    model = keras.Model(given, WRITTEN[name](given))
+    sizes = np.float32([1e-3, 1, 400]).reshape(-1, 1, 1, 1)
+    x = sizes * np.random.default_rng(0).normal(1, 1, size=(3, 8, 8, 16)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    for target in (edge.litert, edge.onnx):
+        (found,), _ = (outputs.values() for outputs in HalfRunner(target.export(model, tmp_path)).predict(x))
+        assert min(decibels(expected, found)) >= KEPT, (target, decibels(expected, found))
+    artifact = edge.coreml.export(model, tmp_path)
+    found = edge.coreml.load(artifact).predict(x)
+    assert min(decibels(expected, found)) >= KEPT and artifact.float32_layers == ()
+
+
+def test_rows_of_zeros_stay_zeros(tmp_path):
+    """An epsilon that half precision does not have keeps 0 / 0 away all the same."""
+    given = keras.Input((64,))
+    model = keras.Model(given, given / (ops.sum(ops.abs(given), axis=-1, keepdims=True) + 1e-12))
+    x = np.float32(np.arange(128).reshape(2, 64) * [[1], [0]])
+    for artifact in (edge.litert.export(model, tmp_path), edge.coreml.export(model, tmp_path)):
+        options = {"precision": "float16"} if artifact.format == "litert" else {}
+        assert edge.verify(artifact, model, x, **options).sqnr_db >= KEPT
+
+
+def test_what_is_divided_by_its_sum_keeps_every_bit_in_float32():
+    given = keras.Input((8, 8, 16))
+    graph = edge.trace(keras.Model(given, WRITTEN["unit sum"](given)))
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 16)).astype("float32")
+    simpler = rewrite(graph)
+    np.testing.assert_array_equal(simpler(x)[0], graph(x)[0])
+    assert "mul" in simpler.histogram() and rewrite(simpler).histogram() == simpler.histogram()
+
+
+@pytest.mark.parametrize(
+    ("power", "ops_left"),
+    [(2, ["square"]), (0.5, ["sqrt"]), (-0.5, ["rsqrt"]), (1, []), (-1, ["div"]), (3, ["pow"]), (1.5, ["pow"])],
+)
+def test_powers_that_have_a_name_are_what_they_are_named(power, ops_left):
+    given = keras.Input((4, 6))
+    graph = edge.trace(keras.Model(given, ops.relu(ops.power(ops.relu(given), power))))
+    simpler = rewrite(graph)
+    assert [node.op for node in simpler.nodes if node.op != "relu"] == ops_left
+    x = np.random.default_rng(0).uniform(0.5, 2, (1, 4, 6)).astype("float32")
+    np.testing.assert_allclose(simpler(x)[0], graph(x)[0], rtol=1e-6)
+
+
 def test_a_rewritten_root_is_not_rewritten_again():
     given = keras.Input((4, 6))
     graph = rewrite(edge.trace(keras.Model(given, layers.RMSNormalization()(given))))
     assert graph.histogram()["max"] == 1
     assert rewrite(graph).histogram() == graph.histogram()
+
+
+# ---------------------------------------------------------------- what no rescaling helps
+
+
+def by_hand_gelu(x):
+    return 0.5 * x * (1 + ops.tanh(0.79788456 * (x + 0.044715 * x**3)))
+
+
+DISTRUSTED = {  # name -> (what is computed, of which numbers)
+    "square": (lambda x: ops.square(x) / 1e4, 300.0),
+    "product with itself": (lambda x: x * x * 1e-4, 300.0),
+    "small square": (lambda x: ops.square(x) * 1e6, 1e-4),
+    "exponential": (lambda x: ops.exp(x) / 1e4, 12.0),
+    "small exponential": (lambda x: ops.exp(-x - 20.0) * 1e8, 1.0),
+    "cube": (by_hand_gelu, 50.0),
+    "product": (lambda x: ops.prod(x, axis=-1) ** 0.125, 100.0),
+    "variance": (lambda x: ops.var(x, axis=-1) / 1e4, 1000.0),
+    "sum": (lambda x: ops.log(ops.sum(ops.abs(ops.repeat(x, 64, axis=-1)), axis=-1)), 1000.0),
+    "arranged": (lambda x: ops.transpose(ops.reshape(ops.square(x), (-1, 2, 4)), (0, 2, 1)) / 1e4, 300.0),
+    "large constant": (lambda x: (x + 1e5) / 1e3, 300.0),
+}
+
+
+@pytest.mark.parametrize("name", DISTRUSTED)
+def test_what_half_precision_may_not_hold_stays_in_float32_in_core_ml(name, tmp_path):
+    """And the layer before and behind it, in half precision, does not."""
+    function, size = DISTRUSTED[name]
+    given = keras.Input((8,))
+    model = keras.Model(given, layers.Lambda(function, name="own")(layers.Activation("relu", name="before")(given)))
+    x = (size * np.random.default_rng(0).uniform(0.8, 1.2, (3, 8))).astype("float32")
+    artifact = edge.coreml.export(model, tmp_path)
+    assert {layer.split("/")[0] for layer in artifact.float32_layers} == {"own"}
+    assert edge.artifact.load(artifact.path) == artifact
+    assert edge.verify(artifact, model, x).sqnr_db >= KEPT
+
+
+def test_behind_what_is_in_float32_a_core_ml_file_is_in_half_precision_again(tmp_path):
+    given = keras.Input((8,))
+    y = layers.Lambda(ops.square, name="squares")(given)
+    for i in range(3):
+        y = layers.Dense(16, activation="relu", name=f"dense_{i}")(y)
+    artifact = edge.coreml.export(keras.Model(given, y), tmp_path)
+    assert artifact.float32_layers == ("squares", "dense_0")
+    assert edge.coreml.export(keras.Model(given, y), tmp_path, precision="float32").float32_layers == ()
+    compressed = edge.coreml.quantize(artifact, "int8")
+    assert compressed.float32_layers == artifact.float32_layers
+    found = edge.coreml.load(compressed).predict(np.ones((2, 8), "float32"))
+    assert np.isfinite(found).all()
+
+
+TRUSTED = {
+    "softmax by hand": lambda x: (
+        ops.exp(x - ops.max(x, -1, keepdims=True))
+        / ops.sum(ops.exp(x - ops.max(x, -1, keepdims=True)), -1, keepdims=True)
+    ),
+    "log-softmax": lambda x: ops.log_softmax(x),
+    "few entries": lambda x: ops.sum(x, axis=-1),
+    "weights": lambda x: ops.sum(ops.repeat(x, 4, axis=-1) * np.full(32, 1 / 32, "float32"), axis=-1),
+    "bounded": lambda x: ops.sum(ops.sigmoid(ops.repeat(x, 4, axis=-1)), axis=-1),
+}
+
+
+@pytest.mark.parametrize("name", TRUSTED)
+def test_what_half_precision_holds_stays_in_it(name, tmp_path):
+    given = keras.Input((8,))
+    model = keras.Model(given, TRUSTED[name](given))
+    x = np.random.default_rng(0).normal(size=(3, 8)).astype("float32")
+    artifact = edge.coreml.export(model, tmp_path)
+    assert artifact.float32_layers == () and edge.verify(artifact, model, x).sqnr_db >= KEPT
 
 
 # ---------------------------------------------------------------- the check itself

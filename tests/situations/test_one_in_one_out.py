@@ -190,6 +190,103 @@ def test_a_probability_for_each_of_several_classes_is_no_softmax(activation, tmp
         assert edge.litert.export(model, tmp_path, head="softmax").outputs[0].applied == ""
 
 
+def dense(units, activation, seed=0):
+    return keras.layers.Dense(units, activation=activation, kernel_initializer=keras.initializers.RandomNormal(1, seed))
+
+
+def soft(x, seed=0, units=3):
+    return dense(units, "softmax", seed)(x)
+
+
+def answer(x, seed=0):
+    return dense(1, "sigmoid", seed)(x)
+
+
+def renormalised(p):
+    return p / (keras.ops.sum(p, axis=-1, keepdims=True) + 1e-7)
+
+
+STILL_PROBABILITIES = {
+    "average": lambda x: keras.layers.Average()([soft(x, 0), soft(x, 1)]),
+    "average of three in a list": lambda x: keras.ops.mean(keras.ops.stack([soft(x, i) for i in range(3)], 1), axis=1),
+    "clip": lambda x: keras.ops.clip(soft(x), 1e-7, 1.0),
+    "clip at both ends": lambda x: keras.ops.clip(soft(x), 1e-6, 1 - 1e-6),
+    "maximum": lambda x: keras.ops.maximum(soft(x), 1e-7),
+    "reshape": lambda x: keras.layers.Reshape((3,))(keras.layers.Reshape((1, 3))(soft(x))),
+    "cast": lambda x: keras.ops.cast(keras.ops.cast(soft(x), "float16"), "float32"),
+    "mixture": lambda x: 0.7 * soft(x, 0) + soft(x, 1) * 0.3,
+    "mixture, divided": lambda x: (soft(x, 0) + 2 * soft(x, 1) + soft(x, 2)) / 4,
+    "smoothed": lambda x: soft(x) * 0.9 + 0.1 / 3,
+    "with an epsilon": lambda x: soft(x) + 1e-8,
+    "with a prior": lambda x: (soft(x) + np.float32([0.5, 0.3, 0.2])) / 2,
+    "geometric mean": lambda x: renormalised(keras.ops.sqrt(soft(x, 0) * soft(x, 1))),
+    "by hand": lambda x: renormalised(keras.ops.exp(dense(3, None)(x))),
+    "exponential of a logarithm": lambda x: keras.ops.exp(keras.ops.log_softmax(dense(3, None)(x), axis=-1)),
+    "other order": lambda x: keras.ops.take(soft(x), np.int32([2, 0, 1]), axis=-1),
+    "average of places": lambda x: keras.layers.GlobalAveragePooling2D()(soft(keras.layers.Reshape((8, 8, 3))(x))),
+    "yes or no": lambda x: both(answer(x)),
+}
+
+
+def both(p):
+    return keras.ops.concatenate([1 - p, p], axis=-1)
+
+
+def traced(output):
+    """The spec of a small model's one output, read from its graph."""
+    return edge.targets._prepare.prepare(small(output)).outputs[0]
+
+
+@pytest.mark.parametrize("name", STILL_PROBABILITIES)
+def test_what_keeps_probabilities_what_they_are_gets_no_softmax(name):
+    assert traced(STILL_PROBABILITIES[name]).kind == "probabilities"
+
+
+@pytest.mark.parametrize("name", ["average", "clip", "mixture"])
+def test_an_average_of_softmaxes_is_compared_as_it_is(name, tmp_path):
+    model = small(STILL_PROBABILITIES[name])
+    model.class_names = ["a", "b", "c"]
+    x = random(6, 8, 8, 3)
+    artifact = edge.litert.export(model, tmp_path, head="softmax")
+    np.testing.assert_allclose(load(artifact).predict(x), model.predict(x, verbose=0), atol=1e-5)
+    check = edge.verify(artifact, model, x)
+    assert check.top1_agreement == 1 and check.max_abs_error < 1e-5 and artifact.outputs[0].applied == ""
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [
+        (lambda x: keras.layers.Average()([answer(x, 0), answer(x, 1)]), "probabilities"),
+        (lambda x: 1 - answer(x), "probabilities"),
+        (lambda x: keras.ops.clip(answer(x), 1e-7, 1.0), "probabilities"),
+        (lambda x: soft(x, units=2)[:, 1:], "probabilities"),
+        (lambda x: (dense(4, "sigmoid", 0)(x) + dense(4, "sigmoid", 1)(x)) / 2, "multilabel"),
+    ],
+)
+def test_a_mixture_of_sigmoids_is_a_probability(output, kind):
+    assert traced(output).kind == kind
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda x: keras.layers.Add()([soft(x, 0), soft(x, 1)]),  # the mass is 2
+        lambda x: 2 * soft(x),
+        lambda x: soft(x) - 0.1,
+        lambda x: dense(3, None)(soft(x)),
+        lambda x: keras.ops.log(soft(x)),
+        lambda x: soft(x) * np.float32([1, 0.5, 1]),
+        lambda x: keras.ops.clip(soft(x), 0.3, 0.7),
+        lambda x: keras.ops.clip(dense(3, None)(x), 0.0, 1.0),
+        lambda x: keras.ops.softmax(keras.layers.Reshape((2, 3))(dense(6, None)(x)), axis=1)[:, 0] * 0.5,
+    ],
+)
+def test_what_is_no_longer_a_probability_is_not_taken_for_one(output):
+    model = small(output)
+    model.class_names = ["a", "b", "c"]
+    assert edge.targets._prepare.prepare(model).outputs[0].kind == "logits"
+
+
 # ---------------------------------------------------------------- features (edge 7)
 
 

@@ -2,6 +2,7 @@
 
 exporter.py    Keras model -> Graph -> file and artifact
 layout.py      Graph -> Graph: attention as one operation, the order of axes of tokens, the Neural Engine's layout
+precision.py   what a file of half precision computes in float32
 writer.py      Graph -> ML Program; handlers.py and handlers_matrix.py have the operations
 compress.py    file -> file with smaller weights
 runtime.py     runs a file: on a Mac, or by mlprogram.py (reading, stepping), encoding.py (numbers), evaluate.py and

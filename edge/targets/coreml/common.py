@@ -17,9 +17,12 @@ from typing import Any
 
 from keras_vits._util.scratch import redirected
 
+from ...headers import METADATA
+
 PRECISIONS = ("float16", "float32")
 LAYOUTS = ("default", "ane")
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
+FLOAT32_LAYERS = f"{METADATA}.float32_layers"  # in the metadata of a file of half precision that has some
 INSTALL = 'pip install -e ".[coreml]"'
 
 MAKERS = ("coremltools.models.model", "coremltools.models.utils", "coremltools.converters.mil.converter")  # of packages

@@ -19,7 +19,7 @@ from keras_vits.version import __version__
 from ... import artifact as artifacts
 from ...headers import METADATA
 from .._prepare import prepare
-from .common import COMPUTE_UNITS, PRECISIONS, check_option, coremltools
+from .common import COMPUTE_UNITS, FLOAT32_LAYERS, PRECISIONS, check_option, coremltools
 from .writer import Pixels, file_names, save, write
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def export(
     Args:
         model: a `VisionModel`, or any functional `keras.Model` of images (B,H,W,C), other arrays, or both.
         folder: where to write; made if it does not exist.
-        precision: `"float16"`, which phones compute in, or `"float32"`.
+        precision: `"float16"`, which phones compute in, or `"float32"`. Layers whose numbers half precision may not
+            hold are computed in float32 in either: `Artifact.float32_layers`.
         batch: B, the static batch size.
         image_size: pixels, or (height, width), of the file's images, if not the model's own; see `VisionModel.resized`.
         target: the oldest system that must run the file: `"iOS15"`, `"iOS16"`, ... as coremltools names them. By
@@ -139,6 +140,7 @@ def export(
             ),
             tools=ready.tools | {"coremltools": ct.__version__},
             operations=ready.operations,
+            float32_layers=tuple(json.loads(written.user_defined_metadata.get(FLOAT32_LAYERS, "[]"))),
         )
     return draft.artifact
 

@@ -10,7 +10,7 @@ import json
 import pathlib
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ from .._forms import CHANNELS_FIRST, Forms, Order, UnsupportedError, Variable, i
 from .._prepare import unique_names
 from .._types import lowered
 from . import handlers_matrix  # noqa: F401  it registers handlers
-from .common import LAYOUTS, alone_and_quiet, check_option, coremltools, release, tied
+from .common import FLOAT32_LAYERS, LAYOUTS, alone_and_quiet, check_option, coremltools, release, tied
 from .handlers import HANDLERS
 from .layout import default_layout, neural_engine
+from .precision import Single, single
 
 NUMBER = ("float32", "int32")
 ANY = ("float32", "int32", "bool")
@@ -86,7 +87,8 @@ def write(
 
     Args:
         graph: a Graph from `rewrite`: constants are folded.
-        precision: `"float16"` or `"float32"`, of everything between the inputs and the outputs.
+        precision: `"float32"`, or `"float16"` for weights and computation in half precision but of what it may not
+            hold; see `precision.single`.
         target: the oldest system that must run it, as coremltools names it; by default the oldest that can.
         layout: `"default"`, or `"ane"` for the Neural Engine.
         pixels: name -> `Pixels` of each input of the Graph that is a picture.
@@ -94,7 +96,8 @@ def write(
         outputs: names of the outputs; made from the Graph's by default.
 
     Returns:
-        A `coremltools.models.MLModel`.
+        A `coremltools.models.MLModel`. In half precision its metadata have the layers that are computed in float32
+        (`FLOAT32_LAYERS`, a list in JSON), if there are any.
 
     Raises:
         ValueError: an unknown target or layout, or an operation that Core ML lacks.
@@ -109,7 +112,8 @@ def write(
     fused = targets[target] >= ct.target.iOS18  # attention is one operation
     graph = (neural_engine(graph) if layout == "ane" else default_layout(graph, fused)).check()
     with alone_and_quiet() as folder:
-        writer = Writer(graph, targets[target], pixels, layout == "ane", fused)
+        kept = single(graph) if precision == "float16" else Single()
+        writer = Writer(graph, targets[target], pixels, layout == "ane", fused, kept)
         program = writer.program(names, output_names)
         options = {}
         if pixels:
@@ -127,12 +131,25 @@ def write(
             source="milinternal",
             convert_to="mlprogram",
             minimum_deployment_target=targets[target],
-            compute_precision=ct.precision.FLOAT16 if precision == "float16" else ct.precision.FLOAT32,
+            compute_precision=_computed(precision, writer.in_float32),
             pass_pipeline=passes,
             skip_model_load=True,
             **options,
         )
+        if kept.nodes:
+            model.user_defined_metadata[FLOAT32_LAYERS] = json.dumps(kept.layers)
         return tied(model, folder)
+
+
+def _computed(precision: str, in_float32: Collection[str]) -> Any:
+    """What coremltools takes as the precision of the computation, of operations that have these names in float32."""
+    ct = coremltools()
+    if precision == "float32":
+        return ct.precision.FLOAT32
+    if not in_float32:
+        return ct.precision.FLOAT16
+    named = lambda op: op.name in in_float32 or any(output.name in in_float32 for output in op.outputs)
+    return ct.transform.FP16ComputePrecision(op_selector=lambda op: not named(op))
 
 
 def save(model: Any, path: pathlib.Path) -> None:
@@ -181,9 +198,13 @@ class Writer(Forms):
         pixels: name of each input that is a picture.
         ane: whether the layout is that of the Neural Engine.
         fused: whether attention is one operation.
+        kept: what a file of half precision computes in float32.
+
+    Attributes:
+        in_float32: names of the operations of the file that `kept` became.
     """
 
-    def __init__(self, graph: Graph, target: Any, pixels: Iterable[str], ane: bool, fused: bool) -> None:
+    def __init__(self, graph: Graph, target: Any, pixels: Iterable[str], ane: bool, fused: bool, kept: Single) -> None:
         from coremltools.converters.mil import Builder
         from coremltools.converters.mil.mil import Function, Program, types
 
@@ -192,6 +213,8 @@ class Writer(Forms):
         self.mb, self.types, self.Function, self.Program = Builder, types, Function, Program
         self.layer = ""
         self.names: dict[str, int] = {}
+        self.kept, self.precise = kept, False
+        self.in_float32: set[str] = set()
 
     def program(self, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
         """The MIL program, with inputs and outputs of the given names."""
@@ -217,7 +240,7 @@ class Writer(Forms):
 
     def write(self, node: Node) -> None:
         """Appends what a node becomes."""
-        self.layer = node.layer
+        self.layer, self.precise = node.layer, node in self.kept.nodes
         if node.op not in HANDLERS:
             raise ValueError(f"Core ML has no operation for {node.op!r} in layer {node.layer!r}.")
         try:
@@ -228,6 +251,9 @@ class Writer(Forms):
 
     def output(self, value: Value, name: str) -> Variable:
         """A variable of this name that holds an output of the Graph; Core ML gives no booleans."""
+        self.precise = value in self.kept.values
+        if self.precise:
+            self.in_float32.add(name)
         if value.dtype == "bool":
             return self.mb.cast(x=self.form(value), dtype="int32", name=name)
         return self.mb.identity(x=self.form(value), name=name)
@@ -236,7 +262,10 @@ class Writer(Forms):
         """Appends a MIL operation, named after the present layer."""
         name = _identifier(f"{self.layer}/{op}".lstrip("/"))
         count = self.names[name] = self.names.get(name, -1) + 1
-        return getattr(self.mb, op)(name=f"{name}_{count}" if count else name, **operands)
+        name = f"{name}_{count}" if count else name
+        if self.precise:
+            self.in_float32.add(name)
+        return getattr(self.mb, op)(name=name, **operands)
 
     def emit_reshape(self, variable: Variable, shape: Sequence[int]) -> Variable:
         return self.emit("reshape", x=variable, shape=shape)

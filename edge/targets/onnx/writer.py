@@ -16,6 +16,7 @@ from keras_vits.graph.rewrite.attention import fuse_attention, join_projections
 from keras_vits.version import __version__
 
 from .._forms import Forms, UnsupportedError, identity
+from .._half import HALF_MAX, risk
 from .._types import lowered
 from .operations import WRITERS
 
@@ -25,10 +26,9 @@ LIMIT = 2**31 - 2**20  # bytes of a file: protobuf's own limit is 2 GiB
 SMALL = 64  # elements: a constant that shape inference may have to read
 EXTRA = 'pip install -e ".[onnx]"'
 
-HALF_MAX = 65504.0
-# What half precision cannot be trusted with is computed in single: sums over many numbers, squares, and what comes near
-# the poles of a function. LayerNormalization is in single inside (its stash_type), softmax subtracts the largest first.
-SINGLE = frozenset("sum mean prod square pow exp log sqrt rsqrt dequantize floor_div mod argmax top_k".split())
+# Beside what leaves the range of half precision, single has what comes near the poles of a function or counts.
+# LayerNormalization is in single inside (its stash_type), softmax subtracts the largest first.
+SINGLE = frozenset("log sqrt rsqrt dequantize floor_div mod argmax top_k".split())
 TAKING = frozenset("reshape transpose concat slice pad tile reverse gather max min".split())  # entries as they are
 
 NUMBER = ("float32", "int32")
@@ -67,7 +67,7 @@ def write(
         graph: a Graph from `rewrite`: constants are folded.
         outputs: names of the outputs; `output_{i}` where none is given.
         precision: `"float32"`, or `"float16"` for weights and computation in half precision. Inputs and outputs are
-            float32 in either, and so is what half precision may overflow in (see `SINGLE`).
+            float32 in either, and so is what half precision may overflow in (see `SINGLE` and `_half.risk`).
         metadata: key -> text, for the file's `metadata_props`.
 
     Returns:
@@ -241,7 +241,7 @@ class _Writer(Forms):
 
     def precision_of(self, node):
         """What the floats of this node are computed in."""
-        if not self.half or node.op in SINGLE:
+        if not self.half or risk(node) or node.op in SINGLE:
             return "float32"
         for value in node.inputs:
             if value is not None and value.data is not None and value.dtype == "float32" and value.data.size:

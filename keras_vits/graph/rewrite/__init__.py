@@ -5,8 +5,8 @@ graph until none applies. What they do: constants, biases, batch normalisation, 
 folded into the neighbouring dense layer or convolution, and so are a LayerNorm's gains and offsets; a joint
 query-key-value projection becomes three, without a bias of the keys, which softmax takes away again, and the two heads
 of a distilled model one; a slice moves up, so that what is not read is not computed; reshapes, transposes, paddings
-and repetitions merge; equal and dead nodes go. The root of a sum of squares is computed so that half precision holds
-it.
+and repetitions merge; equal and dead nodes go. A root of a sum of squares, a sum times a number and what is divided by
+its sum are computed so that half precision holds them.
 """
 
 import re
@@ -35,11 +35,12 @@ from .rules_general import (
     divide_by_constant,
     drop_identity,
     fold_constants,
+    name_power,
     negate,
     share_equal,
     subtract_constant,
 )
-from .rules_half import scale_root
+from .rules_half import mean_of_sum, scale_root, scale_total
 from .rules_linear import (
     fold_after_linear,
     fold_before_linear,
@@ -57,9 +58,10 @@ __all__ = ["EVERYWHERE", "RULES", "is_constant", "rewrite", "with_head", "with_i
 EVERYWHERE: tuple[Rule, ...] = (fold_constants, share_equal, drop_identity)
 RULES: dict[str, tuple[Rule, ...]] = {
     "add": (constant_second, fold_after_linear, fold_into_concat, merge_heads),
-    "mul": (constant_second, fold_after_linear, fold_into_concat, hoist_scalar),
+    "mul": (constant_second, fold_after_linear, fold_into_concat, mean_of_sum, hoist_scalar),
     "sub": (subtract_constant,),
-    "div": (divide_by_constant,),
+    "div": (divide_by_constant, scale_total),
+    "pow": (name_power,),
     "neg": (negate,),
     "reshape": (merge_reshapes,),
     "concat": (whole_again,),

@@ -58,3 +58,19 @@ def divide_by_constant(sweep: Sweep, node: Node) -> Value | None:
 def negate(sweep: Sweep, node: Node) -> Value | None:
     if node.output.dtype == "float32":
         return sweep.new("mul", node.inputs[0], constant(-1.0, f"{node.output.name}/minus_one"))
+
+
+POWERS = {2.0: "square", 0.5: "sqrt", -0.5: "rsqrt"}
+
+
+def name_power(sweep: Sweep, node: Node) -> Value | None:
+    """x to the power of 2, 0.5, -0.5, 1 and -1 -> the operation that has a name."""
+    x, exponent = node.inputs
+    if x.dtype != "float32" or not is_constant(exponent) or exponent.data.size != 1 or x.shape != node.output.shape:
+        return None
+    power = float(exponent.data.reshape(-1)[0])
+    if power == 1:
+        return x
+    if power == -1:
+        return sweep.new("div", constant(1.0, f"{node.output.name}/one"), x, name=node.output.name)
+    return sweep.new(POWERS[power], x, name=node.output.name) if power in POWERS else None
