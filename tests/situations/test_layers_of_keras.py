@@ -134,6 +134,7 @@ RESAMPLING = {
     "pad to aspect": resize((10, 10), "bilinear", pad_to_aspect_ratio=True, fill_value=0.5),
     "pad to aspect bicubic": resize((7, 20), pad_to_aspect_ratio=True),
     "Resizing": (lambda: layers.Resizing(6, 6, "bicubic", crop_to_aspect_ratio=True), MAP),
+    "Resizing down": (lambda: layers.Resizing(3, 5), MAP),
     "Resizing nearest": (lambda: layers.Resizing(16, 24, "nearest"), MAP),
     "UpSampling2D": (lambda: layers.UpSampling2D((2, 3)), MAP),
     "UpSampling2D much": (lambda: layers.UpSampling2D((7, 1)), MAP),
@@ -174,6 +175,7 @@ AT_INFERENCE = {
     "RandomInvert": lambda: layers.RandomInvert(),
     "RandomGaussianBlur": lambda: layers.RandomGaussianBlur(kernel_size=3),
     "RandomCrop": lambda: layers.RandomCrop(8, 12),
+    "RandomCrop of another size": lambda: layers.RandomCrop(5, 9),
     "RandAugment": lambda: layers.RandAugment(),
     "AugMix": lambda: layers.AugMix(),
     "CutMix": lambda: layers.CutMix(),
@@ -184,6 +186,7 @@ AT_INFERENCE = {
     "SpatialDropout2D": lambda: layers.SpatialDropout2D(0.2),
     "ActivityRegularization": lambda: layers.ActivityRegularization(0.2),
 }
+NOT_ON_JAX = {"MixUp": lambda: layers.MixUp()}  # where Keras itself asks for int64, and is warned
 PREPROCESSING = {
     "Normalization": (lambda: layers.Normalization(mean=[1.0, 2, 3], variance=[4.0, 5, 6]), (8, 12, 3)),
     "Rescaling": (lambda: layers.Rescaling(1 / 127.5, -1), MAP),
@@ -218,7 +221,10 @@ GROUPS = {  # layer -> shape of its input
     },
     "activations": ACTIVATIONS,
     "resampling": {**RESAMPLING, **({} if keras.backend.backend() == "torch" else LANCZOS)},
-    "augmentation": {name: (make, (8, 12, 3)) for name, make in AT_INFERENCE.items()},
+    "augmentation": {
+        name: (make, (8, 12, 3))
+        for name, make in {**AT_INFERENCE, **({} if keras.backend.backend() == "jax" else NOT_ON_JAX)}.items()
+    },
     "preprocessing": PREPROCESSING,
     "norms": NORMS,
     "recurrent": {name: (make, STEPS) for name, make in RECURRENT.items()},
@@ -295,6 +301,7 @@ def test_a_layer_that_keeps_a_state_is_refused_by_name():
 REFUSED = {  # operation that is named -> layer
     "Sparsemax": lambda: layers.Activation("sparsemax", name="odd"),
     "Conv": lambda: layers.Conv2D(4, 3, data_format="channels_first", name="odd"),
+    "Isnan": lambda: layers.AutoContrast(name="odd"),
 }
 
 
