@@ -51,6 +51,15 @@ def test_what_is_computed_of_infinity_is_no_fault_of_its_own(tmp_path):
     assert steps["COS"].own_db > 40
 
 
+def test_a_pooling_of_large_numbers_does_not_overflow_while_it_adds(tmp_path):
+    image = keras.Input((7, 7, 4), name="image")
+    model = keras.Model(image, layers.AveragePooling2D(7)(image))
+    x = np.random.default_rng(0).uniform(1900, 2100, (1, 7, 7, 4)).astype("float32")  # 98,000 together
+    artifact = edge.onnx.export(model, tmp_path, precision="float16")
+    assert edge.verify(artifact, model, x, precision="float16", accumulator="float16").sqnr_db > 40
+    assert edge.verify(artifact, model, x).sqnr_db > 55
+
+
 # ---------------------------------------------------------------- types
 
 

@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from .._forms import CHANNELS_FIRST, UnsupportedError, identity, regroup, turned
+from .._half import mean_scale
 
 WRITERS = {}
 
@@ -391,4 +392,7 @@ def write_max_pool2d(w, node, x, size, strides, pads):
 @writes("avg_pool2d")
 def write_avg_pool2d(w, node, x, size, strides, pads):
     where = dict(kernel_shape=list(size), strides=list(strides), pads=window(pads), count_include_pad=0)
-    return w.emit("AveragePool", w.form(x, CHANNELS_FIRST), **where), CHANNELS_FIRST
+    y, scale = w.form(x, CHANNELS_FIRST), mean_scale(node) if w.precision == "float16" else 1.0
+    y = y if scale == 1 else w.emit("Mul", y, w.number(scale, "scale"))
+    y = w.emit("AveragePool", y, **where)
+    return (y if scale == 1 else w.emit("Mul", y, w.number(1 / scale, "scale"))), CHANNELS_FIRST
