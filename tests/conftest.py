@@ -1,10 +1,12 @@
 """One backend for each test process, chosen by KERAS_BACKEND; timm importable beside a CPU build of PyTorch."""
 
 import gc
+import inspect
 import os
 import pathlib
 import signal
 import sys
+import types
 
 import pytest
 
@@ -34,6 +36,32 @@ def pytest_sessionstart():
 
         if not pathlib.Path(keras_vits.__file__).is_relative_to(wheel):
             raise pytest.UsageError(f"The tests were to run on the wheel in {wheel}, and import {keras_vits.__file__}.")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signatures_are_read_once():
+    """Keras reads the signatures of a layer's class for every layer that it makes: a tenth of the time of a model."""
+    from keras.src.layers import layer
+    from keras.src.ops import operation
+
+    def once(read):
+        known = {}
+
+        def reading(function):
+            plain = getattr(function, "__func__", function)  # a method's is the same for all objects of the class
+            of_object = plain is function and hasattr(plain, "__wrapped__")  # as Keras wraps each layer's `build`
+            if of_object or not isinstance(plain, types.FunctionType) or "<locals>" in plain.__qualname__:
+                return read(function)
+            key = plain, plain is function
+            return known[key] if key in known else known.setdefault(key, read(function))
+
+        return reading
+
+    names = vars(inspect) | {name: once(getattr(inspect, name)) for name in ("signature", "getfullargspec")}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (operation, layer):
+            patch.setattr(module, "inspect", types.SimpleNamespace(**names))
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

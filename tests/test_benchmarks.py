@@ -8,6 +8,7 @@ import ast
 import graphlib
 import html.parser
 import itertools
+import json
 import pathlib
 import re
 
@@ -76,6 +77,15 @@ def test_results_are_the_recorded_runs():
     text, expected = publish.MARKDOWN.read_text(encoding="utf-8"), publish.results_markdown()
     assert markdown_cells(text) == markdown_cells(expected)
     assert [line for line in text.splitlines() if line] == [line for line in expected.splitlines() if line]
+
+
+def test_files_are_no_slower_than_keras_own_export():
+    """In turns, in ten processes of each file: python benchmarks/litert_graph.py, on the TensorFlow backend."""
+    record = json.loads(
+        (pathlib.Path(recording.__file__).parent / "results" / "litert_graph.json").read_text(encoding="utf-8")
+    )
+    theirs = {row["model"]: row["ratio_to_ours"] for row in record["rows"] if row["choice"] == "keras_export"}
+    assert len(theirs) == 4 and min(theirs.values()) >= 1 / 1.02
 
 
 def test_page_is_of_the_recorded_runs(committed):

@@ -11,7 +11,7 @@ import json
 import pathlib
 import sys
 
-FLOOR = 94.0
+FLOOR = 95.0
 SLACK = 2.0  # points above the floor: what a machine without a browser or an emulator may lack
 RESULT = pathlib.Path(__file__).parents[1] / "out" / "coverage.json"
 

@@ -307,26 +307,6 @@ def test_a_large_model_is_written_in_the_time_of_a_few_copies(tmp_path):
     assert statistics.median(ratios) < 6, ratios
 
 
-def test_no_slower_than_keras_own_export(tmp_path):
-    """The ratio of the two files in turns, in processes of their own, by the medians of their rounds.
-
-    Six such ratios were 0.97 to 1.00. The other families are in benchmarks/litert_graph.py.
-    """
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("Keras' own LiteRT export of these models needs the TensorFlow backend")
-    model = randomize(keras_vits.create("mobilevit_xxs"))
-    ours = edge.litert.export(model, tmp_path)
-    path = tmp_path / "keras.tflite"
-    spec = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")
-    model.export(path, format="litert", input_signature=[spec], verbose=False)
-    theirs = edge.artifact.make(
-        path, format="litert", recipe="float32", model=model.name, inputs=ours.inputs, outputs=ours.outputs
-    )
-    x = images(model, 1)
-    assert close(litert.load(ours).run(x)[0], litert.load(theirs).run(x)[0])
-    assert edge.ratio(*edge.benchmark([ours, theirs], min_seconds=1.0)) <= 1.02
-
-
 # ---- options
 
 VIT = next(f for f in FAMILIES if f.name == "vit")
