@@ -217,7 +217,7 @@ def mistakes():
         "Cannot write",
     )
     yield "no pattern", ["list", "resnet*"], "No model fits 'resnet*'"
-    yield "usage: option", ["train", MODEL, "--colour"], "No such option"
+    yield "usage: option", ["train", MODEL, "--colour"], "--out). See keras-vits train --help."
     yield "usage: number", ["train", MODEL, "--epochs", "many"], "epochs"
     yield "usage: range", ["train", MODEL, "--epochs", "0"], "epochs"
     yield "usage: argument", ["train"], "Missing argument"

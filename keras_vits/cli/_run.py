@@ -29,7 +29,8 @@ def run(args: list[str]) -> int:
         return code
     except UsageError as e:
         path = e.ctx.command_path if e.ctx else "keras-vits"
-        say(f"Error: {one_line(e.format_message())} See {path} --help.")
+        message = one_line(e.format_message())
+        say(f"Error: {message}{'' if message.endswith(('.', '?')) else '.'} See {path} --help.")
         return 2
     except (KeyboardInterrupt, typer.Abort):
         say("Stopped.")
