@@ -256,11 +256,6 @@ def sidecar(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(path.name + ".json")
 
 
-def remake(artifact: Artifact, path: str | pathlib.Path, **changes: Any) -> Artifact:
-    """An Artifact like this one of another file just written, saved beside it."""
-    return make(path, **like(artifact, **changes))
-
-
 def file_name(model: str, recipe: str, suffix: str, float_layers: Collection[str] = ()) -> str:
     """Name of the file of a model by a recipe, such as `"vit_static_int8.tflite"`; with `_float<n>` where n layers are
     left in float."""

@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 
 from keras_vits._util import files
+from keras_vits._util.pictures import listing
 from keras_vits.preprocess import Preprocessing
 from keras_vits.specs import InputSpec, OutputSpec
 
 from ..artifact import Artifact, check
-from ..quantize.calibration import pictures as listed_pictures
 from ..selftest import PICTURES, self_test
 from ..targets._protocol import Runner, target
 from .replace import listed, replace
@@ -195,7 +195,7 @@ def _checked(artifact: Artifact, platform: str) -> tuple[OutputSpec, Preprocessi
 def _pictures(images: Any, preprocessing: Preprocessing) -> np.ndarray:
     """The first ten pictures of a folder or of arrays, as pixels (N,h,w,C)."""
     if isinstance(images, (str, pathlib.Path)):
-        images = listed_pictures(images)
+        images = list(listing(images).pictures)
     if not len(images):
         raise ValueError("There are no pictures for the self-test: give ten, or none at all for generated ones.")
     return np.stack([preprocessing.pixels(picture) for picture in images[:PICTURES]])

@@ -89,11 +89,6 @@ def items(source: Any) -> Iterable[Any]:
     return source
 
 
-def pictures(folder: str | pathlib.Path) -> list[pathlib.Path]:
-    """Paths of the pictures in a folder and the folders in it, sorted; none where there is no folder."""
-    return list(listing(folder).pictures)
-
-
 # ---------------------------------------------------------------- where images come from
 
 
@@ -114,7 +109,7 @@ def _source(calibration: Any, specs: Sequence[InputSpec]) -> tuple[Iterable[Any]
 
 def _folder(folder: pathlib.Path, spec: InputSpec) -> tuple[list[pathlib.Path], Callable[[Any], np.ndarray]]:
     """(files, what makes an input of each)."""
-    files = pictures(folder)
+    files = list(listing(folder).pictures)
     if not files:
         raise ValueError(f"No pictures in {folder}: calibration needs a folder with some tens of real images.")
     prepared = spec.prepared

@@ -6,7 +6,7 @@ import math
 
 from keras_vits.graph.ir import Node
 from keras_vits.graph.ops import definition
-from keras_vits.graph.rewrite.rules_half import sum_scale
+from keras_vits.graph.rewrite.rules_half import added, sum_scale
 
 HALF_MAX = 65504.0
 
@@ -17,10 +17,8 @@ def mean_scale(node: Node) -> float:
     A mean of n entries adds them first, and their sum passes 65504 long before they do; see `sum_scale`. 1 for an
     operation that is no mean.
     """
-    source = node.inputs[0]
-    assert source is not None
     if node.op == "mean":
-        return sum_scale(math.prod(source.shape[axis] for axis in node.attrs["axes"]))
+        return sum_scale(added(node))
     if node.op == "avg_pool2d":
         return sum_scale(math.prod(node.attrs["size"]))
     return 1.0

@@ -45,7 +45,8 @@ class Steps:
         dtypes: numpy's, of the inputs.
         batch: B, of the inputs.
         outputs: names of the file's output tensors, in its order.
-        constants: name -> array of floating-point numbers; what is quantized in the file, dequantized.
+        constants: name -> array of floating-point numbers. Quantized weights of LiteRT are among them, dequantized;
+            those of ONNX stay in their step, and their scales are among them.
     """
 
     steps: tuple[Step, ...]

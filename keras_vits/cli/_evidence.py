@@ -43,7 +43,8 @@ def verify(
         typer.Option(
             "--half",
             help="Run .tflite and .onnx files in half precision, as phones' GPUs do, and name the layers in which "
-            "numbers overflow, vanish or lose most. Some seconds for a picture: 8 of them, unless --limit says more.",
+            "numbers overflow or that cost the outputs most. Some seconds for a picture: 8 of them, unless --limit says"
+            " more.",
         ),
     ] = False,
     backend: BackendOption = None,

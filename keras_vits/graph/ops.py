@@ -1,9 +1,10 @@
 """The ONE table of primitive operations: types and shapes of what each gives, its meaning in numpy, and its traits.
 
 Images and feature maps are channels last throughout. The tracer makes nodes of these operations only; `rewrite`, the
-layouts and writers of the targets, the count of multiply-adds and the rules of phone GPUs ask the traits, and keep no
-lists of names of their own. A new operation is an entry here, one in each target's writers, and a case in the tests.
-It is one file, however long, so that all there is to know of an operation stands in one place.
+layouts and writers of the targets, the count of multiply-adds and the rules of phone GPUs ask the traits. What one
+format alone needs, such as the operations that only ONNX computes in float32, is listed there. A new operation is an
+entry here, one in each target's writers, and a case in the tests. It is one file, however long, so that all there is to
+know of an operation stands in one place.
 """
 
 import dataclasses

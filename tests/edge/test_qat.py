@@ -195,7 +195,9 @@ def test_what_it_was_trained_for_is_in_every_form_of_the_file(tmp_path):
         litert.quantize(float32, "static_int8_int16")
     with pytest.raises(ValueError, match="another form"):
         changed = {**float32.trained_for, "ranges": {}}
-        litert.quantize(edge.artifact.remake(float32, float32.path, trained_for=changed), "static_int8")
+        litert.quantize(
+            edge.artifact.make(float32.path, **edge.artifact.like(float32, trained_for=changed)), "static_int8"
+        )
 
 
 def test_gradients_pass_the_rounding():

@@ -10,11 +10,12 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from measured import latency
 
 from keras_vits.edge import artifact as artifacts
 from keras_vits.edge.evidence.plots import Point, plot
 from keras_vits.edge.evidence.report import Row, host_environment, recommend, report
-from keras_vits.edge.records import Latency, Verification
+from keras_vits.edge.records import Verification
 from keras_vits.specs import InputSpec, OutputSpec
 
 pytestmark = pytest.mark.once
@@ -57,22 +58,7 @@ def make_row(folder, model, format, recipe, *, size, top1=None, agreement=1.0, s
 
 
 def make_latency(path, median_ms):
-    return Latency(
-        artifact_path=path,
-        device="host",
-        cpu="Test CPU",
-        runtime="ai_edge_litert 2.3.0",
-        threads=2,
-        runs=64,
-        median_ms=median_ms,
-        p90_ms=median_ms * 1.1,
-        p99_ms=median_ms * 1.5,
-        load_ms=12.0,
-        peak_memory_bytes=60_000_000,
-        baseline_memory_bytes=36_000_000,
-        round_ms=(median_ms,),
-        started="2026-01-01T00:00:00+00:00",
-    )
+    return latency(path, median_ms, peak_memory_bytes=60_000_000, baseline_memory_bytes=36_000_000)
 
 
 @pytest.fixture

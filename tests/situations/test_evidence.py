@@ -11,6 +11,7 @@ import subprocess
 import threading
 
 import keras
+import measured
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ import keras_vits
 from keras_vits import edge
 from keras_vits.edge.evidence import chance
 from keras_vits.edge.evidence.report import Row, recommend, report, withheld
-from keras_vits.edge.records import Latency, equally_fast
+from keras_vits.edge.records import equally_fast
 from keras_vits.preprocess import Preprocessing
 
 pytestmark = pytest.mark.once
@@ -214,21 +215,7 @@ def test_the_image_with_nan_is_named(four):
 
 def latency(path, ms, spread=0.02, rounds=(), started="now"):
     low, high = ms * (1 - spread), ms * (1 + spread)
-    return Latency(
-        artifact_path=path,
-        device="host",
-        cpu="a CPU",
-        runtime="a runtime",
-        threads=2,
-        runs=50,
-        median_ms=ms,
-        p10_ms=low,
-        p90_ms=high,
-        p99_ms=high,
-        load_ms=1.0,
-        round_ms=rounds or (ms,),
-        started=started,
-    )
+    return measured.latency(path, ms, p10_ms=low, p90_ms=high, p99_ms=high, round_ms=rounds or (ms,), started=started)
 
 
 def row(folder, name, size, ms, top1=0.98, images=500, classes=10, majority=None, **more):

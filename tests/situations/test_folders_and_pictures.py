@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from keras_vits._util import pictures, resampling
-from keras_vits.edge.quantize import calibration
 from keras_vits.preprocess import CROP_MODES, INTERPOLATIONS, Preprocessing
 from keras_vits.training import data
 
@@ -175,7 +174,7 @@ def test_a_pipe_a_device_and_a_socket_are_no_pictures(make, tmp_path):
     make(tmp_path / "cat" / "odd.png")
     with pytest.raises(ValueError, match=r"odd\.png is not a readable picture"):
         SMALL.pixels(tmp_path / "cat" / "odd.png")
-    assert len(calibration.pictures(tmp_path)) == 6
+    assert len(pictures.listing(tmp_path).pictures) == 6
     found = data.load(tmp_path, SMALL)
     assert len(found.train) + len(found.validation) == 6
     assert make is folder or "1 pipes, sockets or devices" in found.warning()
@@ -356,7 +355,7 @@ def test_hidden_and_checkpoint_folders_are_left_out_and_counted(tmp_path):
     assert found.train.class_names == ("cat", "dog") and len(found.train) + len(found.validation) == 6
     assert found.skipped == () and max(found.train.pixels().max(), found.validation.pixels().max()) == 200
     assert sum(found.ignored.values()) == 6 and "6 hidden" in found.warning()
-    assert len(calibration.pictures(tmp_path)) == 6
+    assert len(pictures.listing(tmp_path).pictures) == 6
 
 
 def test_ignored_files_are_counted_by_their_suffix(tmp_path):

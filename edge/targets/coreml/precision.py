@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_vits.graph.ir import Graph, Node, Value
 from keras_vits.graph.ops import definition
-from keras_vits.graph.rewrite.rules_half import MANY, sum_scale
+from keras_vits.graph.rewrite.rules_half import MANY, added, sum_scale
 
 from .._half import HALF_MAX, risk
 
@@ -91,8 +91,7 @@ def _is_held(node: Node, made: Mapping[Value, Node], known: Mapping[Value, Inter
     if node.op in ("square", "mul"):
         return -SLACK <= low and high <= SLACK and _is_by_largest(x, made)
     if node.op == "sum":
-        axes = node.attrs["axes"]
-        count = math.prod(x.shape[axis] for axis in axes)
+        axes, count = node.attrs["axes"], added(node)
         if count < MANY or count * max(-low, high) < HALF_MAX / 2:
             return True
         weights = _factor(x, made)
@@ -179,9 +178,7 @@ def _result(node: Node, given: Sequence[Interval], made: Mapping[Value, Node]) -
     if op == "div":
         return _quotient(node, given, made)
     if op == "sum":
-        source = node.inputs[0]
-        count = math.prod(source.shape[axis] for axis in node.attrs["axes"]) if source is not None else 1
-        return count * low, count * high
+        return added(node) * low, added(node) * high
     if op in ("maximum", "minimum"):
         choose = max if op == "maximum" else min
         return choose(low, given[1][0]), choose(high, given[1][1])

@@ -139,18 +139,20 @@ def of_bytes(content: bytes, keep: bool = False) -> Any:
     """
     options = dict(experimental_op_resolver_type=_without_delegates(), experimental_preserve_all_tensors=True)
     # "preserve_all_tensors is for debugging": it is what it is for
-    with warnings.catch_warnings(action="ignore"), quiet():
-        interpreter = interpreter_class()[0](model_content=content, num_threads=2, **(options if keep else {}))
-        interpreter.allocate_tensors()
-    return interpreter
+    with warnings.catch_warnings(action="ignore"):
+        return _opened(content, num_threads=2, **(options if keep else {}))
 
 
 def alone(content: bytes) -> Any:
     """An interpreter of a file's bytes that leaves nothing to XNNPACK."""
-    with quiet(show_failure=False):
-        made = interpreter_class()[0](model_content=content, experimental_op_resolver_type=_without_delegates())
-        made.allocate_tensors()
-    return made
+    return _opened(content, show_failure=False, experimental_op_resolver_type=_without_delegates())
+
+
+def _opened(content: bytes, show_failure: bool = True, **options: Any) -> Any:
+    with quiet(show_failure=show_failure):
+        interpreter = interpreter_class()[0](model_content=content, **options)
+        interpreter.allocate_tensors()
+    return interpreter
 
 
 def set_inputs(interpreter: Any, arrays: Sequence[np.ndarray]) -> None:

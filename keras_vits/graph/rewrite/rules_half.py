@@ -74,7 +74,7 @@ def mean_of_sum(sweep: Sweep, node: Node) -> Value | None:
     summed, number = sweep.made_by(total, "sum"), _number(c)
     if summed is None or number is None or total.dtype != "float32" or node.output.shape != total.shape:
         return None
-    count = _count(summed)
+    count = added(summed)
     if count < MANY or not sweep.single_use(total):
         return None
     mean, factor = sweep.new("mean", summed.inputs[0], **summed.attrs), number * count
@@ -92,7 +92,7 @@ def scale_total(sweep: Sweep, node: Node) -> Value | None:
         return None
     entries = summed.inputs[0]
     magnitude = sweep.made_by(entries, "abs")
-    scale = sum_scale(_count(summed))
+    scale = sum_scale(added(summed))
     if scale == 1 or not (entries is x or (magnitude is not None and magnitude.inputs[0] is x)):
         return None
     number = lambda value, name: constant(np.float32(value), f"{node.output.name}/{name}")
@@ -122,8 +122,8 @@ def _number(value: Value | None) -> float | None:
     return float(value.data.reshape(-1)[0])
 
 
-def _count(reduction: Node) -> int:
-    """Entries that become one."""
+def added(reduction: Node) -> int:
+    """How many entries become one."""
     source = reduction.inputs[0]
     return math.prod(source.shape[axis] for axis in reduction.attrs["axes"]) if source is not None else 1
 
