@@ -31,6 +31,7 @@ Kind = typing.Literal[
     "tensor",  # anything else: what it means is not known
 ]
 KINDS: tuple[str, ...] = typing.get_args(Kind)
+ROUNDING = 0.05  # how far 8 bits may put a probability outside of 0 to 1
 CLASSIFYING = ("logits", "probabilities", "binary_logit")  # kinds that tell a class of an image
 
 
@@ -212,11 +213,12 @@ class OutputSpec:
         """Values (...,K) of this output as probabilities (...,K), in double precision.
 
         Raises:
-            SpecError: an output of this kind has no classes.
+            SpecError: an output of this kind has no classes, or its numbers show that it is of another kind.
         """
         import numpy as np
 
         values = np.asarray(values, "float64")
+        self._check_kind(values)
         if self.kind == "logits":
             e = np.exp(values - values.max(-1, keepdims=True))
             return e / e.sum(-1, keepdims=True)
@@ -322,6 +324,25 @@ class OutputSpec:
             dataclasses.replace(self, name="scores", kind="top_scores", shape=shape, applied="top_k"),
             dataclasses.replace(self, name="classes", kind="top_classes", shape=shape, applied="top_k"),
         )
+
+    def _check_kind(self, values: np.ndarray) -> None:
+        """Refuses probabilities that cannot be any, and logits that a softmax has made probabilities of already."""
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())
+        if self.kind in ("probabilities", "multilabel", "top_scores"):
+            if low < -ROUNDING or high > 1 + ROUNDING:
+                raise SpecError(
+                    f"Output {self.name!r} is described as {self.kind}, and its numbers go from {low:.4g} to "
+                    f"{high:.4g}: its description is not of this output. Export the model again."
+                )
+        elif self.kind == "logits" and low >= 0 and low != high:
+            inside = (values > 0).sum(-1) > 1  # a single 1 among zeros may be anything
+            if inside.all() and (abs(values.sum(-1) - 1) < 1e-4).all():
+                raise SpecError(
+                    f"Output {self.name!r} is described as logits, and its numbers are probabilities already: they are "
+                    "not negative, and sum to 1. Say what it is, kinds={name: 'probabilities'}, and export it again."
+                )
 
     def _refusal(self, what: str) -> SpecError:
         hint = " Say what it is: kinds={name: 'logits'}." if self.kind == "tensor" else ""

@@ -52,6 +52,7 @@ class HalfRunner:
         last = {name: i for i, step in enumerate(self.file.steps) for name in step.inputs}
         self.done = [[n for n in step.inputs if last[n] == i and n not in self.file.constants and n not in
                       self.file.outputs] for i, step in enumerate(self.file.steps)]  # fmt: skip
+        self.exact = {name for step in self.file.steps if step.exact for name in step.outputs}
         self.rounded = {name: half(array) for name, array in self.file.constants.items()}
         self.sums = [_Sums() for _ in self.file.steps]
         self.first: list[np.ndarray] = []  # arrays of the first batch
@@ -111,7 +112,7 @@ class HalfRunner:
             which, values = before.popitem()
             for i, step in enumerate(steps[which:], which):
                 inputs = [values[name] for name in step.inputs]
-                self._put(values, i, self._half(step, [half(x) for x in inputs]) if i == which else step.run(inputs))
+                self._put(values, i, self._half(step, self._halved(step, inputs)) if i == which else step.run(inputs))
             effects[which] = _worst_db(expected, [values[name] for name in self.file.outputs])
         return effects
 
@@ -121,9 +122,10 @@ class HalfRunner:
         for i, (step, sums) in enumerate(zip(self.file.steps, self.sums, strict=True)):
             inputs = [single[name] for name in step.inputs]
             exact = step.run(inputs)
-            own = self._half(step, [half(x) for x in inputs])
+            halved = self._halved(step, inputs)
+            own = self._half(step, halved)
             whole = self._half(step, [halves[name] for name in step.inputs])
-            fits = all(np.isfinite(half(x)).all() for x in inputs if np.isfinite(x).all())
+            fits = all(np.isfinite(y).all() for x, y in zip(inputs, halved, strict=True) if np.isfinite(x).all())
             for y, alone, after in zip(exact, own, whole, strict=True):
                 sums.add(y, alone, after, fits)
             self._put(single, i, exact)
@@ -141,8 +143,14 @@ class HalfRunner:
         for name in self.done[i]:
             values.pop(name, None)
 
+    def _halved(self, step: Step, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """An operation's inputs in half precision, but for what belongs to the arithmetic of integers."""
+        return [x if name in self.exact else half(x) for name, x in zip(step.inputs, inputs, strict=True)]
+
     def _half(self, step: Step, inputs: list[np.ndarray]) -> list[np.ndarray]:
         with np.errstate(all="ignore"):
+            if step.exact:
+                return step.run(inputs)
             summed = step.summed(inputs) if step.summed and self.accumulator == "float16" else None
             return [half(y) for y in summed or step.run(inputs)]
 

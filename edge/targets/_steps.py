@@ -24,6 +24,8 @@ class Step:
         run: arrays of the inputs -> arrays of the outputs, computed by the runtime.
         summed: the same with every sum rounded to half precision as it grows; `None` where it adds nothing up.
         adds: whether it adds, subtracts or compares, so that an error of one operand counts against the result's size.
+        exact: whether its floating-point results are sums of integers or their scales, which belong to the arithmetic
+            of integers: no runtime rounds them to half precision.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Step:
     run: Callable[[Arrays], list[np.ndarray]]
     summed: Callable[[Arrays], list[np.ndarray]] | None = None
     adds: bool = False
+    exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,8 +48,8 @@ class Steps:
         dtypes: numpy's, of the inputs.
         batch: B, of the inputs.
         outputs: names of the file's output tensors, in its order.
-        constants: name -> array of floating-point numbers. Quantized weights of LiteRT are among them, dequantized;
-            those of ONNX stay in their step, and their scales are among them.
+        constants: name -> array of floating-point numbers that half precision rounds. Quantized weights of LiteRT are
+            among them, dequantized; those of ONNX stay in their step with their scales.
     """
 
     steps: tuple[Step, ...]

@@ -1,5 +1,6 @@
 """Neighbours of the situations in the other files: the same kinds of input, in forms that nobody reported."""
 
+import dataclasses
 import io
 import os
 import sys
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from PIL import Image
 
 from keras_vits import create, edge
 from keras_vits._util import files, progress, terminal
@@ -159,6 +161,38 @@ def test_a_name_that_is_not_in_the_encoding_is_written_to_a_pipe(monkeypatch):
         monkeypatch.setattr(sys, "stdout", stream)
         _predict._write(name, None)
         assert stream.buffer.getvalue() == expected
+
+
+def test_sums_and_scales_of_integers_are_not_rounded_to_half_precision(tmp_path):
+    """A sum of integers passes 65,504 long before its scale makes a small number of it."""
+    given = keras.Input((64,), name="given")
+    dense = layers.Dense(32, kernel_initializer=keras.initializers.RandomUniform(0.5, 1.0, seed=0), name="dense")
+    model = keras.Model(given, dense(given))
+    x = np.random.default_rng(0).uniform(0.5, 1, (4, 64)).astype("float32")
+    artifact = edge.onnx.quantize(edge.onnx.export(model, tmp_path), "dynamic_int8")
+    found = edge.verify(artifact, model, x, precision="float16")
+    assert found.sqnr_db > 40 and not found.half.overflows
+    casts = [step for step in found.half.steps if step.operation == "Cast"]
+    assert casts and casts[0].largest > 65_504 and casts[0].own_db == np.inf
+
+
+# ---------------------------------------------------------------- what a description says of its numbers
+
+
+@pytest.mark.parametrize(
+    ("head", "kind", "applied"), [("logits", "probabilities", "softmax"), ("softmax", "logits", "")]
+)
+def test_numbers_that_are_not_of_the_described_kind_are_refused(head, kind, applied, run, tmp_path):
+    shape = dict(image_size=16, patch_size=8, width=16, depth=1, heads=1, mlp_hidden=16, num_classes=5)
+    model = create("vit_tiny_patch16_224", **shape)
+    kernel = model.get_layer("head").kernel
+    kernel.assign(np.random.default_rng(0).normal(size=kernel.shape))
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    artifact = export(model, tmp_path, head=head)
+    output = dataclasses.replace(artifact.outputs[0], kind=kind, applied=applied)
+    dataclasses.replace(artifact, outputs=(output,)).save()
+    code, _, err = run("predict", tmp_path / "a.png", "--model", artifact.path)
+    assert code == 2 and f"is described as {kind}, and its numbers" in " ".join(err.split())
 
 
 # ---------------------------------------------------------------- training, and a model within a model

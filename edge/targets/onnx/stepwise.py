@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,9 @@ def steps(artifact: Artifact) -> Steps:
     for node in model.graph.node:  # a constant may be a node, too
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             arrays[node.output[0]] = package.numpy_helper.to_array(node.attribute[0].t)
+    scales = _scales(model.graph.node, arrays)
     constants = {name: np.asarray(a, np.float32) for name, a in arrays.items() if a.dtype.kind == "f"}
+    constants = {name: array for name, array in constants.items() if name not in scales}
     baked = {name: a for name, a in arrays.items() if name not in constants}
     declared = {
         value.name: package.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
@@ -44,6 +46,7 @@ def steps(artifact: Artifact) -> Steps:
                 run=_runner(model, node, reads, baked, declared),
                 summed=_summed(node, reads, baked),
                 adds=node.op_type in ("Add", "Sub", "Max", "Min"),
+                exact=any(name in scales for name in node.output),
             )
         )
     inputs = [value for value in model.graph.input if value.name not in arrays]
@@ -56,6 +59,21 @@ def steps(artifact: Artifact) -> Steps:
         outputs=tuple(value.name for value in model.graph.output),
         constants=constants,
     )
+
+
+def _scales(nodes: Sequence[Any], constants: Collection[str]) -> set[str]:
+    """Names of the tensors that belong to the arithmetic of integers: scales of quantized tensors, products of them,
+    and sums of integers that a product with a scale is about to make numbers of."""
+    scales = {node.input[1] for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    scales |= {node.output[1] for node in nodes if node.op_type == "DynamicQuantizeLinear"}
+    sums = {name for node in nodes if node.op_type in ("MatMulInteger", "ConvInteger") for name in node.output}
+    sums |= {node.output[0] for node in nodes if node.op_type == "Cast" and node.input[0] in sums}
+    for node in nodes:
+        if node.op_type == "Mul" and any(name in scales for name in node.input):
+            others = [name for name in node.input if name not in scales]
+            if all(name in constants for name in others):
+                scales.update((*others, node.output[0]))
+    return scales | sums
 
 
 def _runner(
