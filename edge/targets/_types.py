@@ -20,8 +20,6 @@ from ._forms import UnsupportedError
 Takes = Mapping[str, Sequence[str]]  # operation -> types of what it computes with; FLOAT where nothing is said
 FLOAT = ("float32",)
 WIDER = {"bool": ("int32", "float32"), "uint8": ("int32", "float32")}  # types that hold all numbers of a type
-# Operations whose results are among the numbers that they read, or are places: exact in every wider type.
-CHOOSING = frozenset("maximum minimum max min argmax top_k max_pool2d where clip relu relu6 pad resize".split())
 
 
 def lowered(node: Node, takes: Takes) -> list[Node]:
@@ -43,7 +41,8 @@ def lowered(node: Node, takes: Takes) -> list[Node]:
         if made is not None:
             return [part for step in made for part in lowered(step, takes)]
     for wider in WIDER.get(dtype, ()):
-        if wider == "float32" and not (definition(node.op).arrangement or node.op in CHOOSING or _is_compared(node)):
+        op = definition(node.op)
+        if wider == "float32" and not (op.arrangement or op.chooses or _is_compared(node)):
             continue
         if {dtype, wider} <= set(takes["cast"]) and (wider in taken or (wider == "int32" and node.op in _INSTEAD)):
             try:

@@ -35,6 +35,8 @@ class Op:
         elementwise: an entry of the output depends on the entries at its place, with numpy's broadcasting.
         commutative: its two operands can change places.
         arrangement: it moves or copies entries of its inputs and computes nothing.
+        chooses: its results are entries of its inputs, given numbers or places (of floats, numbers between them, too):
+            whole numbers give the same in every type that holds them.
         takes_axes: its attributes speak of each axis, so that it means the same among more axes.
         reduces: it makes one entry of all those along its `axes`.
         on_maps: its input is a feature map (B,H,W,C).
@@ -52,6 +54,7 @@ class Op:
     elementwise: bool = False
     commutative: bool = False
     arrangement: bool = False
+    chooses: bool = False
     takes_axes: bool = False
     reduces: bool = False
     on_maps: bool = False
@@ -452,8 +455,8 @@ OPS: dict[str, Op] = {
     "sub": _binary(np.subtract),
     "mul": _binary(np.multiply, commutative=True),
     "div": _binary(lambda a, b: a / b, FLOATS),
-    "maximum": _binary(np.maximum, commutative=True),
-    "minimum": _binary(np.minimum, commutative=True),
+    "maximum": _binary(np.maximum, commutative=True, chooses=True),
+    "minimum": _binary(np.minimum, commutative=True, chooses=True),
     "pow": _binary(np.power, half_risk="powers overflow or vanish"),
     "floor_div": _binary(np.floor_divide),
     "mod": _binary(np.mod),
@@ -470,6 +473,7 @@ OPS: dict[str, Op] = {
         np.where,
         _where_types,
         elementwise=True,
+        chooses=True,
         gpu_unfriendly="a product with a mask does the same",
     ),
     "abs": _unary(np.abs, NUMBERS),
@@ -489,8 +493,8 @@ OPS: dict[str, Op] = {
     "sign": _unary(np.sign, WIDE),
     "logical_not": _unary(np.logical_not, BOOLS),
     "sigmoid": _unary(sigmoid),
-    "relu": _unary(lambda x: np.maximum(x, 0), NUMBERS),
-    "relu6": _unary(lambda x: np.clip(x, 0, 6), NUMBERS),
+    "relu": _unary(lambda x: np.maximum(x, 0), NUMBERS, chooses=True),
+    "relu6": _unary(lambda x: np.clip(x, 0, 6), NUMBERS, chooses=True),
     "silu": _unary(lambda x: x * sigmoid(x)),
     "softplus": _unary(lambda x: np.logaddexp(x, np.float32(0))),
     "hard_sigmoid": _unary(lambda x: np.clip(x / 6 + 0.5, 0, 1)),
@@ -499,7 +503,7 @@ OPS: dict[str, Op] = {
     "elu": _unary(lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))),
     "leaky_relu": _unary(lambda x, alpha: np.where(x >= 0, x, alpha * x)),
     "clip": _unary(  # low, high: floats, for whole numbers ints
-        lambda x, low, high: np.clip(x, x.dtype.type(low), x.dtype.type(high)), _clip_types
+        lambda x, low, high: np.clip(x, x.dtype.type(low), x.dtype.type(high)), _clip_types, chooses=True
     ),
     "cast": _unary(  # dtype: a key of DTYPES
         lambda x, dtype: x.astype(DTYPES[dtype]),
@@ -517,18 +521,19 @@ OPS: dict[str, Op] = {
     "layer_norm": Op(_norm_shape, layer_norm, FLOATS, takes_axes=True),
     "mean": _reduce(np.mean, FLOATS, half_risk=SUMS),
     "sum": _reduce(np.sum, WIDE, half_risk=SUMS),
-    "max": _reduce(np.max, NUMBERS),
-    "min": _reduce(np.min, NUMBERS),
+    "max": _reduce(np.max, NUMBERS, chooses=True),
+    "min": _reduce(np.min, NUMBERS, chooses=True),
     "prod": _reduce(np.prod, WIDE, half_risk="products overflow or vanish", gpu_unfriendly="shapes must be static"),
     "argmax": Op(
         lambda s, axis: tuple(n for i, n in enumerate(_softmax_shape(s, axis)) if i != axis),
         lambda x, axis: np.argmax(x, axis),
         _takes("float32", "int32", "uint8", gives="int32"),
         takes_axes=True,
+        chooses=True,
         gpu_unfriendly="it gives integers: leave it to the application, head='softmax'",
     ),
     # values and int32 indices of the last axis, descending
-    "top_k": Op(lambda s, k: [(*s[:-1], k)] * 2, _top_k, _top_k_types, gpu_unfriendly=SORTS),
+    "top_k": Op(lambda s, k: [(*s[:-1], k)] * 2, _top_k, _top_k_types, chooses=True, gpu_unfriendly=SORTS),
     # ---- arrangement
     "reshape": Op(_reshape_shape, lambda x, shape: x.reshape(shape), ANY, arrangement=True, keeps_same=True),
     "transpose": Op(_transpose_shape, lambda x, perm: x.transpose(perm), ANY, arrangement=True, takes_axes=True),
@@ -547,6 +552,7 @@ OPS: dict[str, Op] = {
         ANY,
         takes_axes=True,
         keeps_same=True,
+        chooses=True,
     ),
     "tile": Op(
         lambda s, reps: tuple(n * r for n, r in zip(s, reps, strict=True)),
@@ -567,7 +573,7 @@ OPS: dict[str, Op] = {
     "space_to_depth": Op(_space_to_depth_shape, _space_to_depth, ANY, arrangement=True, on_maps=True),
     "depth_to_space": Op(_depth_to_space_shape, _depth_to_space, ANY, arrangement=True, on_maps=True),
     "resize": Op(  # mode: bilinear, nearest
-        lambda s, size, mode: (s[0], *size, s[3]), _resize, _resize_types, on_maps=True, keeps_same=True
+        lambda s, size, mode: (s[0], *size, s[3]), _resize, _resize_types, on_maps=True, keeps_same=True, chooses=True
     ),
     # ---- matrix work; bias may be None
     "matmul": Op(_matmul_shape, _matmul, WIDE, macs=_matmul_macs),
@@ -578,7 +584,7 @@ OPS: dict[str, Op] = {
     "depthwise_conv2d": Op(  # kernel (kh,kw,in,multiplier)
         _depthwise_shape, _depthwise, FLOATS, is_linear=True, on_maps=True, macs=_depthwise_macs
     ),
-    "max_pool2d": _pool("max"),
+    "max_pool2d": _pool("max", chooses=True),
     "avg_pool2d": _pool("avg"),  # padding does not count
 }
 

@@ -29,7 +29,6 @@ EXTRA = 'pip install -e ".[onnx]"'
 # Beside what leaves the range of half precision, single has what comes near the poles of a function or counts.
 # LayerNormalization is in single inside (its stash_type), softmax subtracts the largest first.
 SINGLE = frozenset("log sqrt rsqrt dequantize floor_div mod argmax top_k".split())
-TAKING = frozenset("reshape transpose concat slice pad tile reverse gather max min".split())  # entries as they are
 
 NUMBER = ("float32", "int32")
 ANY = ("float32", "int32", "uint8", "bool")
@@ -247,7 +246,8 @@ class _Writer(Forms):
             if value is not None and value.data is not None and value.dtype == "float32" and value.data.size:
                 if np.abs(value.data[np.isfinite(value.data)]).max(initial=0) > HALF_MAX:
                     return "float32"
-        if definition(node.op).elementwise or node.op in TAKING:  # what single precision holds may not fit into half
+        op = definition(node.op)
+        if op.elementwise or op.arrangement or op.chooses:  # what single precision holds may not fit into half
             for value in node.inputs:
                 if value is not None and value.data is None and self.dtype(value) == "float32":
                     return "float32"
