@@ -222,8 +222,10 @@ class Verification:
         sqnr_db: signal-to-quantization-noise ratio of the outputs, 10 log10(sum y^2 / sum (y - y')^2); infinite if
             equal.
         max_abs_error: largest difference of an output.
-        partitions: number of partitions of the runtime's delegate (of a LiteRT file XNNPACK's; 1: the whole file runs
-            on it), or `None` where the target has none.
+        partitions: number of partitions of the runtime's delegate (of a LiteRT file XNNPACK's), or `None` where the
+            target has none.
+        outside: operations by name that no partition computes, but the runtime's own, slower code; {}: the whole file
+            runs on the delegate.
         op_histogram: operations in the file by name.
         operations: primitive operations of the model's graph, (before, after) it was simplified, or `None`.
         gpu_offenders: why a phone's GPU would refuse the file, () if it would not; `None` where that is not known. See
@@ -245,6 +247,7 @@ class Verification:
     op_histogram: Mapping[str, int]
     operations: tuple[int, int] | None = None
     gpu_offenders: tuple[str, ...] | None = None
+    outside: Mapping[str, int] = dataclasses.field(default_factory=dict)
     verified_by: str
     outputs: tuple[OutputCheck, ...] = ()
     half: HalfCheck | None = None

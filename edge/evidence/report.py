@@ -285,6 +285,7 @@ def _fields(row: Row, folder: pathlib.Path) -> dict[str, Any]:
         "sqnr_db",
         "max_abs_error",
         "partitions",
+        "outside",
         "operations",
         "gpu_offenders",
         "verified_by",
@@ -371,8 +372,8 @@ def _sqnr(check: Verification) -> str:
 
 
 def _partitions(check: Verification) -> str:
-    count = check.partitions
-    return NONE if count is None else str(count)
+    left_out = sum(check.outside.values())
+    return NONE if check.partitions is None else f"{check.partitions}{f' + {left_out}' if left_out else ''}"
 
 
 # Heading -> (the part of a row that it is read from, its text).
@@ -402,7 +403,8 @@ MEANINGS = {
     "the spread are taken as equally fast, and then the smaller one is recommended.",
     "Load": "From the file to a model that is ready for its first image, once for each start of the app.",
     "Memory": "Largest memory of a process that does nothing but run this file, Python and the runtime included.",
-    "Parts": "Partitions: parts of the graph that LiteRT hands to its fast kernels (XNNPACK). 1 is best: all of it.",
+    "Parts": "Partitions: parts of the graph that LiteRT hands to its fast kernels (XNNPACK). 1 is best: all of it; "
+    "1 + 2 means that two operations are left to slower code.",
 }
 
 

@@ -106,6 +106,7 @@ def verify(
         sqnr_db=min(check.sqnr_db for check in checks),
         max_abs_error=max(check.max_abs_error for check in checks),
         partitions=traits.partitions(runner),
+        outside=traits.outside(runner),
         op_histogram=runner.histogram(),
         operations=artifact.operations,
         gpu_offenders=traits.offenders(artifact),

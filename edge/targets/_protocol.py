@@ -78,6 +78,7 @@ class Traits:
         order: (artifact) -> what the measuring process has to be told beside path, threads, shapes and dtypes.
         profiled: whether `edge.profile` can show where a file's time goes.
         partitions: (runner) -> number of partitions of the delegate, or `None`.
+        outside: (runner) -> number of operations by name that no partition of the delegate computes.
         offenders: (artifact) -> why a phone's GPU would refuse it, () if it would not; `None` if that is not known.
         checked: (`Runner.verified_by` of the files of a report) -> a sentence on how they were checked, or "".
         steps: (artifact) -> its operations one by one, for a check in half precision; `None` where it cannot be taken
@@ -103,6 +104,7 @@ class Traits:
     environment: Callable[[Artifact, int], Mapping[str, str]] = lambda artifact, threads: {}
     order: Callable[[Artifact], Mapping[str, Any]] = lambda artifact: {}
     partitions: Callable[[Any], int | None] = lambda runner: None
+    outside: Callable[[Any], Mapping[str, int]] = lambda runner: {}
     offenders: Callable[[Artifact], tuple[str, ...] | None] = lambda artifact: None
     checked: Callable[[Sequence[str]], str] = lambda verified_by: ""
     steps: Callable[[Artifact], Steps] | None = None

@@ -78,6 +78,26 @@ def test_primitive(name, tmp_path):
 
 @pytest.mark.once
 @pytest.mark.parametrize(
+    ("place", "partitions"), [("nowhere", 1), ("before", 1), ("behind", 1), ("between", 2), ("beside", 1)]
+)
+def test_what_xnnpack_leaves_out_is_told(place, partitions, tmp_path):
+    """It does not show in the number of partitions, where it stands before, behind or beside the only one."""
+    image = keras.Input((8, 8, 4), name="image")
+    dense, flip = keras.layers.Dense(4), lambda x: keras.ops.flip(x, axis=1)
+    outputs = {
+        "nowhere": lambda: dense(image),
+        "before": lambda: dense(flip(image)),
+        "behind": lambda: flip(dense(image)),
+        "between": lambda: dense(flip(dense(image))),
+        "beside": lambda: [dense(image), flip(image)],
+    }[place]()
+    model = keras.Model(image, outputs)
+    check = edge.verify(edge.litert.export(model, tmp_path), model, random(1, 8, 8, 4))
+    assert check.partitions == partitions and check.outside == ({} if place == "nowhere" else {"REVERSE_V2": 1})
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
     ("shape", "kernel", "cut"),
     [((2, 8, 12, 3), (4, 4), True), ((1, 8, 13, 3), (4, 4), False), ((1, 8, 12, 3), (4, 2), False),
      ((1, 8, 12, 16), (4, 4), False), ((1, 8, 12, 3), (1, 1), False)],
@@ -175,7 +195,7 @@ def test_export(family, tmp_path):
     x = images(model, 3)
     runner = litert.load(artifact)
     assert close(runner.predict(x), model.predict(x, verbose=0))
-    assert runner.partitions() == 1
+    assert (runner.partitions(), runner.outside()) == (1, {})
     assert not FORBIDDEN & set(runner.histogram()) and not any(op.startswith("Flex") for op in runner.histogram())
     assert max(len(t["shape"]) for t in runner.interpreter.get_tensor_details()) <= 4
     signature = runner.interpreter.get_signature_list()["serving_default"]

@@ -450,7 +450,7 @@ def test_attention_is_integers(name, tmp_path):
     (tmp_path / "islands.tflite").write_bytes(islands)
     before = litert.Runner(tmp_path / "islands.tflite")
     expected, check = model.predict(x[8:], verbose=0), edge.verify(artifact, model, x[8:])
-    assert check.partitions == before.partitions() == 1
+    assert check.partitions == before.partitions() == 1 and not check.outside and not before.outside()
     assert check.sqnr_db > sqnr_db(before.predict(x[8:]), expected) - 2
     out = next(t for t in file.main.tensors if t.name.endswith(b"attention/out/dense"))
     assert out.type != INT8  # which reads what the products give row by row
@@ -474,7 +474,7 @@ def test_attention_stays_in_float_where_integers_would_lose_it(tmp_path, monkeyp
     shifted, artifact = attention_types(f32, x, tmp_path)
     in_block = lambda types, i: {dtype for name, (dtype, _) in types.items() if name.startswith(f"block_{i}/")}
     assert in_block(shifted, 0) == {0} and in_block(shifted, 1) == {INT8}
-    assert litert.load(artifact).partitions() == 1
+    assert (litert.load(artifact).partitions(), litert.load(artifact).outside()) == (1, {})
     left = edge.litert.quantize(f32, "static_int8", x, tmp_path, float_layers=["block_1/attention/qkv"])
     file = File(left.path.read_bytes())
     products = [op for op in file.main.operators if file.builtin(op) == "BATCH_MATMUL"]

@@ -89,6 +89,7 @@ TARGET = Target(
         profiled=True,
         order=order,
         partitions=Runner.partitions,
+        outside=Runner.outside,
         offenders=_offenders,
         quantized=_quantized,
     ),

@@ -250,8 +250,23 @@ class Runner:
         return split(inputs, self.specs, dtypes, int(self.inputs[0]["shape"][0]), self.file)
 
     def partitions(self) -> int:
-        """Number of XNNPACK partitions; 1 means that the whole file runs on it."""
+        """Number of XNNPACK partitions; what none of them computes tells `outside`."""
         return sum(op["op_name"] == "DELEGATE" for op in self.interpreter._get_ops_details())
+
+    def outside(self) -> dict[str, int]:
+        """Number of operations by name that are in no XNNPACK partition; {}: the whole file runs on it."""
+        steps = self.interpreter._get_ops_details()  # the file's operations, then a DELEGATE for each partition
+        made = {int(i): step for step in steps if step["op_name"] != "DELEGATE" for i in step["outputs"]}
+        inside: set[int] = set()
+        for part in steps:
+            if part["op_name"] == "DELEGATE":
+                given, wanted = set(map(int, part["inputs"])), list(map(int, part["outputs"]))
+                while wanted:
+                    step = made.get(wanted.pop())
+                    if step is not None and step["index"] not in inside:
+                        inside.add(step["index"])
+                        wanted += [i for i in map(int, step["inputs"]) if i not in given]
+        return histogram(s["op_name"] for s in steps if s["op_name"] != "DELEGATE" and s["index"] not in inside)
 
     def histogram(self) -> dict[str, int]:
         """Number of operations in the file by name, most frequent first."""
