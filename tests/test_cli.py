@@ -260,9 +260,11 @@ def test_in_a_process_of_its_own_it_is_one_line_too(tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
 
-def test_debug_shows_the_traceback():
-    with pytest.raises(ValueError, match="Unknown model"):
-        cli.main(["train", "no_such_model", "--debug"])
+def test_debug_shows_the_traceback(run):
+    code, _, err = run("train", "no_such\x1b[2Jmodel", "--debug")
+    first, *_, last = err.splitlines()
+    assert code == 2 and first.startswith("Traceback") and last.startswith("Error: Unknown model")
+    assert "\x1b" not in err and r"no_such\x1b[2Jmodel" in err
 
 
 def test_an_error_of_ours_is_told_apart(run, monkeypatch):

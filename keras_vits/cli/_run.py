@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -40,14 +41,21 @@ def run(args: list[str]) -> int:
         return STOPPED
     except (ValueError, ImportError, OSError) as e:
         if debug:
-            raise
+            _say_where(e)
         say(f"Error: {one_line(e)}")
         return 2
     except Exception as e:
         if debug:
-            raise
-        say(f"Internal error: {type(e).__name__}: {one_line(e)} Run it again with --debug and report the traceback.")
+            _say_where(e)
+        what = "report the traceback above" if debug else "run it again with --debug and report the traceback"
+        say(f"Internal error: {type(e).__name__}: {one_line(e)} Please {what}.")
         return 1
+
+
+def _say_where(error: Exception) -> None:
+    """The traceback of an error, line by line; what a file's name would send to the terminal is shown."""
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        say(line)
 
 
 @contextlib.contextmanager
