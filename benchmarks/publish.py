@@ -9,13 +9,13 @@ other tables, and everything else that is generated, are written by tools/genera
 import pathlib
 
 import recording
-from rendering import demo, gpu, litert_graph, page, peers, quantization, training
+from rendering import demo, gpu, litert_graph, page, peers, quantization, quantizers, training
 
 from keras_vits._util.files import writing
 
 HERE = pathlib.Path(__file__).resolve().parent
 MARKDOWN, PAGE, README = HERE / "RESULTS.md", HERE / "RESULTS.html", HERE.parent / "README.md"
-SECTIONS = (demo, peers, gpu, training, quantization, litert_graph)
+SECTIONS = (demo, peers, gpu, training, quantization, quantizers, litert_graph)
 TITLE = "keras_vits: recorded benchmarks"
 INTRO = (
     "Written by `benchmarks/publish.py` from `benchmarks/results/`. A figure holds for the machine, the day and the "

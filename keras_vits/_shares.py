@@ -82,9 +82,11 @@ def _rule(*ops: str) -> Callable[[Rule], Rule]:
 
 
 def _of_constant(value: Value, width: int) -> Share | None:
-    """Of a constant operand, as it is broadcast along a last axis of `width` entries."""
+    """Of a constant operand, as it is broadcast along a last axis of `width` entries, where it is."""
     if value.data is None or value.dtype != "float32" or not value.data.size or not (value.data >= 0).all():
         return None
+    if value.shape[-1:] not in ((), (1,), (width,)):  # a table that entries are gathered from
+        return Share(None, float(value.data.max()))
     masses = np.broadcast_to(value.data, (*value.shape[:-1], width)).sum(-1, dtype=np.float64)
     same = np.allclose(masses, masses.flat[0], rtol=TOLERANCE / 10)
     return Share(float(masses.flat[0]) if same else None, float(value.data.max()))

@@ -70,7 +70,7 @@ class HalfRunner:
             for results, made in zip(found, self._run(arrays), strict=True):
                 results.append(made)
         names = self.artifact.output_names
-        halves, singles = (join(names, count, results) for results in found)
+        halves, singles = (join(names, count, self.file.batch, results) for results in found)
         by_name = lambda y: y if isinstance(y, dict) else {names[0]: y}
         return by_name(halves), by_name(singles)
 

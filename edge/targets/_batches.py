@@ -88,8 +88,28 @@ def split(
 
 
 def join(
-    names: Sequence[str], count: int, results: Sequence[Sequence[np.ndarray]]
+    names: Sequence[str], count: int, batch: int, results: Sequence[Sequence[np.ndarray]]
 ) -> np.ndarray | dict[str, np.ndarray]:
-    """The array (N,...) of the one output, or name -> array, from the outputs of each run."""
-    arrays = [np.concatenate(part)[:count] for part in zip(*results, strict=True)]
+    """The array (N,...) of the one output, or name -> array, from the outputs of each run of B examples.
+
+    Raises:
+        ValueError: see `check_output`.
+    """
+    arrays = []
+    for name, parts in zip(names, zip(*results, strict=True), strict=True):
+        check_output(name, parts[0].shape, batch)
+        arrays.append(np.concatenate(parts)[:count])
     return arrays[0] if len(arrays) == 1 else dict(zip(names, arrays, strict=True))
+
+
+def check_output(name: str, shape: Sequence[int], batch: int) -> None:
+    """Refuses an output that has not a value for each of B examples, such as a mean over the batch, or anchors.
+
+    Raises:
+        ValueError: its first axis is not the batch.
+    """
+    if not shape or shape[0] != batch:
+        raise ValueError(
+            f"Output {name!r} has the shape {tuple(shape)}, not a value for each of {batch} in a batch: use run, "
+            "which gives the outputs as they are, or export a model without it."
+        )

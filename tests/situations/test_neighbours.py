@@ -195,6 +195,33 @@ def test_numbers_that_are_not_of_the_described_kind_are_refused(head, kind, appl
     assert code == 2 and f"is described as {kind}, and its numbers" in " ".join(err.split())
 
 
+# ---------------------------------------------------------------- outputs of few axes, tables
+
+
+@pytest.mark.parametrize("format", ("litert", "onnx", "coreml"))
+def test_an_output_without_the_batch_is_told(format, tmp_path, capfd):
+    """A mean over all of it is one number, whatever stands in front; numpy said that it cannot be concatenated."""
+    image = keras.Input((4, 4, 3), name="image")
+    mean = ops.mean(image)
+    model = keras.Model(image, ops.where(mean > 0.5, mean % 0.3, ops.relu(mean) + 1))
+    x = np.full((1, 4, 4, 3), 0.7, np.float32)
+    runner = getattr(edge, format).load(export(model, tmp_path, format))
+    with pytest.raises(ValueError, match=r"has the shape \(\), not a value for each of 1 in a batch"):
+        runner.predict(x)
+    if format != "coreml":
+        np.testing.assert_allclose(runner.run(x)[0], 0.1, rtol=1e-5)
+    assert "Error" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("format", ("litert", "onnx", "coreml"))
+def test_numbers_gathered_from_a_table(format, tmp_path):
+    given = keras.Input((3,), dtype="int32", name="given")
+    table = np.arange(12, dtype="float32")
+    model = keras.Model(given, ops.take(table, given))
+    found = getattr(edge, format).load(export(model, tmp_path, format)).predict(np.int32([[1, 11, 2]]))
+    np.testing.assert_allclose(found, [[1, 11, 2]])
+
+
 # ---------------------------------------------------------------- training, and a model within a model
 
 

@@ -14,7 +14,7 @@ from keras_vits._util.progress import progress
 
 from ... import artifact as artifacts
 from ...headers import METADATA
-from .._batches import checked
+from .._batches import check_output, checked
 from .common import COMPUTE_UNITS, check_option, coremltools
 from .mlprogram import Program
 
@@ -122,6 +122,8 @@ class Runner:
             rows = np.array([[p[label] for label in self.artifact.class_names] for p in probabilities])
             return {self.artifact.output_names[0]: rows}
         arrays = {name: np.asarray(found[name]) for name in self.artifact.output_names}
+        for name, array in arrays.items():
+            check_output(name, array.shape[1:], self.artifact.inputs[0].shape[0])
         return {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
 
     def histogram(self) -> dict[str, int]:

@@ -242,7 +242,7 @@ class Runner:
         """
         count, batches = self.batches(inputs)
         runs = progress(batches, f"Running {self.path.name}")
-        return join(self.outputs, count, [self.run(*arrays) for arrays in runs])
+        return join(self.outputs, count, len(batches[0][0]), [self.run(*arrays) for arrays in runs])
 
     def batches(self, inputs: np.ndarray | Mapping[str, np.ndarray]) -> tuple[int, list[list[np.ndarray]]]:
         """N, and the arrays of each invocation as the file takes them, the last one padded with zeros."""

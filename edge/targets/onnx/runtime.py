@@ -43,6 +43,7 @@ def session(content: str | bytes, threads: int = 2) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # it writes to stderr what its errors say, too
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # its errors have no common class
@@ -120,7 +121,7 @@ class Runner:
         dtypes = [DTYPES[i.type] for i in self.inputs]
         count, batches = split(inputs, self.specs, dtypes, self.inputs[0].shape[0], self.path.name)
         runs = progress(batches, f"Running {self.path.name}")
-        return join(self.outputs, count, [self.run(*arrays) for arrays in runs])
+        return join(self.outputs, count, len(batches[0][0]), [self.run(*arrays) for arrays in runs])
 
     def histogram(self) -> dict[str, int]:
         """Number of operations in the file by name, most frequent first."""

@@ -115,7 +115,7 @@ class _Writer(Forms):
 
     def constant(self, array, name="constant"):
         """An initializer; small equal ones are one."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # a scalar stays one
         key = (array.tobytes(), array.shape, array.dtype.name) if array.size <= SMALL else None
         if key not in self.literals:
             name = self.unique(f"{self.layer}/{name}".lstrip("/"))
@@ -140,7 +140,7 @@ class _Writer(Forms):
         name = next((name for name, other in known if np.array_equal(array, other)), None)
         if name is None:
             name = self.unique(value.name)
-            self.initializers[name], self.types[name] = np.ascontiguousarray(array).astype(dtype, copy=False), dtype
+            self.initializers[name], self.types[name] = np.asarray(array, dtype, order="C"), dtype
             known.append((name, array))
         return name
 
