@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from keras_vits._util.pictures import is_hidden, listing, suffixes
+from keras_vits._util.terminal import listed
 
 ROLES = {  # every usual spelling of a part, in lower case
     "train": "train training trainval".split(),
@@ -28,12 +29,14 @@ class Folders:
         parts: `"train"` and, where it has a folder of its own, `"validation"` -> class name -> folder.
         test: folders that are kept for a test.
         ignored: kind of what lies beside the classes -> how many of it.
+        doubt: what may be meant otherwise, a sentence, or "".
     """
 
     class_names: tuple[str, ...]
     parts: Mapping[str, Mapping[str, pathlib.Path]]
     test: tuple[pathlib.Path, ...] = ()
     ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    doubt: str = ""
 
 
 def read_folders(path: pathlib.Path) -> Folders:
@@ -70,7 +73,15 @@ def read_folders(path: pathlib.Path) -> Folders:
             f"{', '.join(filled)} with images: move those elsewhere, or into the classes."
         )
     if "validation" in parts and list(parts["train"]) != list(parts["validation"]):
-        raise ValueError(f"{split['train']} and {split['validation']} must have the same classes, one subfolder each.")
+        alone = [
+            f"{', '.join(map(repr, only))} in {split[part]} alone"
+            for part, other in (("train", "validation"), ("validation", "train"))
+            if (only := sorted(set(parts[part]) - set(parts[other])))
+        ]
+        raise ValueError(
+            f"{split['train']} and {split['validation']} must have the same classes, one subfolder each; there is "
+            f"{' and '.join(alone)}."
+        )
     ignored = _loose(path, *split.values())
     return Folders(
         class_names=_enough(split["train"], list(parts["train"])),
@@ -98,7 +109,9 @@ def _of_classes(path: pathlib.Path, names: Sequence[str]) -> Folders:
     splits = {name: split if "train" in split and len(split) > 1 else {} for name, split in splits.items()}
     if not any(splits.values()):
         folders = {name: path / name for name in names}
-        return Folders(class_names=class_names, parts={"train": folders}, ignored=_loose(path))
+        return Folders(
+            class_names=class_names, parts={"train": folders}, ignored=_loose(path), doubt=_same_inside(folders)
+        )
     parts: dict[str, dict[str, pathlib.Path]] = {}
     for name, split in splits.items():
         entries = [p for p in (path / name).iterdir() if not is_hidden(p.name)]
@@ -111,6 +124,21 @@ def _of_classes(path: pathlib.Path, names: Sequence[str]) -> Folders:
             parts.setdefault(part, {})[name] = folder
     test = tuple(parts.pop("test", {}).values())
     return Folders(class_names=class_names, parts=parts, test=test, ignored=_loose(path))
+
+
+def _same_inside(folders: Mapping[str, pathlib.Path]) -> str:
+    """What to say of classes that hold nothing but the same folders: they may be parts of the data, such as folds."""
+    inside = [_subfolders(folder) for folder in folders.values()]
+    if (
+        len(inside[0]) < 2
+        or any(names != inside[0] for names in inside)
+        or any(map(_pictures_right_in, folders.values()))
+    ):
+        return ""
+    return (
+        f"Taken for classes: {listed(list(folders))}, which hold the same folders ({listed(inside[0])}). If those are "
+        "the classes, give one of the folders that hold them"
+    )
 
 
 def _split(path: pathlib.Path, names: Sequence[str]) -> dict[str, pathlib.Path]:
@@ -175,16 +203,18 @@ def _subfolders(path: pathlib.Path) -> list[str]:
 
 def _holds_pictures(path: pathlib.Path) -> bool:
     """Whether there is a picture at any depth. One right here ends the search."""
-    known = suffixes()
     try:
-        with os.scandir(path) as entries:
-            if any(
-                pathlib.Path(e.name).suffix.lower() in known and not is_hidden(e.name) and e.is_file() for e in entries
-            ):
-                return True
+        return _pictures_right_in(path) or bool(listing(path).pictures)
     except OSError:
         return False
-    return bool(listing(path).pictures)
+
+
+def _pictures_right_in(path: pathlib.Path) -> bool:
+    known = suffixes()
+    with os.scandir(path) as entries:
+        return any(
+            pathlib.Path(e.name).suffix.lower() in known and not is_hidden(e.name) and e.is_file() for e in entries
+        )
 
 
 def _loose(*folders: pathlib.Path) -> dict[str, int]:

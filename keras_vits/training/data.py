@@ -109,6 +109,7 @@ class Data:
         skipped: paths of the files that are no readable image.
         ignored: kind of file -> how many of it are no pictures, such as `".txt"` or `"hidden"`.
         test: pictures that a folder of its own keeps for a test, which neither trains nor is held out.
+        doubt: what of the folder's layout may be meant otherwise, a sentence, or "".
     """
 
     name: str
@@ -117,6 +118,7 @@ class Data:
     skipped: tuple[pathlib.Path, ...] = ()
     ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
     test: int = 0
+    doubt: str = ""
 
     def warning(self) -> str:
         """One line that counts and names what was skipped, ignored and kept away, or ""."""
@@ -125,9 +127,13 @@ class Data:
             said.append(unreadable(self.skipped))
         if self.ignored:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.ignored.items())
-            said.append(f"Ignored {counted(sum(self.ignored.values()), 'file')} that are no pictures: {kinds}")
+            total = sum(self.ignored.values())
+            which = "that is no picture" if total == 1 else "that are no pictures"
+            said.append(f"Ignored {counted(total, 'file')} {which}: {kinds}")
         if self.test:
             said.append(f"Kept {counted(self.test, 'picture')} for a test away from the training")
+        if self.doubt:
+            said.append(self.doubt)
         return ". ".join(said)
 
 
@@ -354,6 +360,7 @@ def folder(path: str | os.PathLike[str], preprocessing: Preprocessing, *, valida
         skipped=tuple(files[i] for i in np.flatnonzero(~good)),
         ignored=dict(sorted((ignored + collections.Counter(found.ignored)).items())),
         test=sum(len(listing(folder).pictures) for folder in found.test),
+        doubt=found.doubt,
     )
 
 

@@ -251,6 +251,17 @@ def test_classes_whose_names_look_like_a_split_stay_classes(names, tmp_path):
     assert data.load(tmp_path, SMALL).train.class_names == names
 
 
+def test_folds_that_would_be_taken_for_classes_are_told(tmp_path):
+    for fold in ("fold_0", "fold_1"):
+        classes(tmp_path / fold)
+    found = data.load(tmp_path, SMALL)
+    assert found.train.class_names == ("fold_0", "fold_1")
+    assert "fold_0, fold_1, which hold the same folders (cat, dog)" in found.warning()
+    assert not data.load(tmp_path / "fold_0", SMALL).warning()
+    save(tmp_path / "fold_0" / "a.png")  # a class with pictures of its own
+    assert not data.load(tmp_path, SMALL).warning()
+
+
 def detection(root):
     for part in ("train", "val"):
         save(root / "images" / part / "1.png")
