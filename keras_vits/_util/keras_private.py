@@ -156,6 +156,14 @@ def without_tensorflow() -> Iterator[None]:
         lazy._available = None
 
 
+def writes_legacy_file() -> bool:
+    """Whether a configuration is asked for to be written to Keras' legacy `.h5`."""
+    _check_once()
+    from keras.src.backend.common import global_state
+
+    return bool(global_state.get_global_attribute("use_legacy_config", False))
+
+
 # ---------------------------------------------------------------- functional models
 
 

@@ -24,6 +24,7 @@ from keras_vits._util.keras_private import (
     values_at_the_end,
     values_later,
     without_tensorflow,
+    writes_legacy_file,
 )
 from keras_vits._util.limits import MAX_PARAMETERS, whole
 from keras_vits._util.quantized import refuse_quantized
@@ -527,6 +528,8 @@ class VisionModel(keras.Model):
             super().save(filepath, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
+        if writes_legacy_file():  # by keras.saving.save_model, of this model or of one that has it as a layer
+            raise ValueError(f"Models of keras_vits are saved as .keras files; received a legacy .h5 for {self.name}.")
         with without_tensorflow():
             dtype = keras.dtype_policies.serialize(self.dtype_policy)
         return {
