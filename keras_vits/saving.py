@@ -7,6 +7,7 @@ import zipfile
 import keras
 import msgspec
 
+from keras_vits._util import jsons
 from keras_vits._util.files import known_sha256
 from keras_vits.models._base import VisionModel
 
@@ -77,7 +78,7 @@ def _check_hash(path: pathlib.Path) -> None:
         return
     try:
         described = msgspec.json.decode(sidecar.read_bytes(), type=_Sidecar)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except jsons.ERRORS:
         raise ValueError(f"{sidecar} does not describe {path.name}: delete it, or export the model again.") from None
     expected = [described.sha256, described.previous.sha256 if described.previous else None]
     if known_sha256(path) not in expected:

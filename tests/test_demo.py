@@ -92,7 +92,7 @@ def test_a_demo_replaces_what_a_demo_wrote_and_nothing_else(found, tmp_path):
         whole.unlink()
         shutil.move(tmp_path / name, whole)
     (out / "demo.json").unlink()  # as where a training and an export wrote them
-    with pytest.raises(ValueError, match="small_vit.keras is there already"):
+    with pytest.raises(ValueError, match=r"small_vit\.keras is there already"):
         again()
     (out / "demo.json").write_text("[]")
     with pytest.raises(ValueError, match="is no list of what a demo wrote"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from keras_vits._util import files
+from keras_vits._util import files, jsons
 from keras_vits._util.progress import progress
 from keras_vits._util.terminal import counted
 from keras_vits.cli._app import refuse_taken, refuse_unfinished
@@ -220,7 +220,7 @@ def _listed(out: pathlib.Path) -> dict[str, str]:
         return {}
     try:
         return msgspec.json.decode(path.read_bytes(), type=_List).files
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (OSError, *jsons.ERRORS):
         raise ValueError(f"{path} is no list of what a demo wrote: move it, or give another --out.") from None
 
 

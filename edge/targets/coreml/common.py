@@ -45,6 +45,19 @@ def alone_and_quiet() -> Iterator[pathlib.Path]:
         yield folder
 
 
+def opened(path: pathlib.Path, **options: Any) -> Any:
+    """coremltools' `MLModel` of a package, made with these options.
+
+    Raises:
+        ValueError: coremltools cannot read it.
+    """
+    try:
+        return coremltools().models.MLModel(str(path), **options)
+    except Exception as e:  # what its C++ raises on a damaged package is no ValueError
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise ValueError(f"{path} cannot be read by coremltools ({reason}): export the model again.") from None
+
+
 def tied(model: Any, folder: pathlib.Path) -> Any:
     """The `MLModel`, with which the folder of its package goes; `release` removes it earlier."""
     model.keras_vits_folder = weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
+
+import msgspec
 
 from ... import artifact as artifacts
 from ...artifact import Artifact
@@ -54,7 +58,7 @@ def quantize(
         )
     choice = None
     if calibration is None and artifact.trained_for.get("recipe") == chosen.name:
-        choice = Choice(**artifact.trained_for)
+        choice = _trained(artifact)
     if choice is None:
         check_calibrated(chosen, calibration)
     require("ai_edge_quantizer.quantizer")
@@ -63,7 +67,14 @@ def quantize(
     images = None
     if calibration is not None:
         images = list(batches(calibration, artifact.inputs, "reading images"))
-    content = Preparation(artifact.path.read_bytes(), chosen, images, float_layers, choice=choice).quantized()
+    try:
+        content = Preparation(artifact.path.read_bytes(), chosen, images, float_layers, choice=choice).quantized()
+    except ValueError as e:
+        if choice is None:
+            raise
+        raise ValueError(
+            f"{artifacts.sidecar(artifact.path)} has ranges that do not fit {artifact.path.name}: {e}"
+        ) from e
     name = artifacts.file_name(artifact.model, chosen.name, ".tflite", float_layers)
     with artifacts.writing(folder or artifact.path.parent, name, overwrite=overwrite) as draft:
         tools = {
@@ -73,3 +84,25 @@ def quantize(
         }
         draft.describe(**artifacts.like(artifact, recipe=chosen.name, tools=tools, trained_for={}))
     return draft.artifact
+
+
+def _trained(artifact: Artifact) -> Choice:
+    """What the fine-tuning of a file's model chose.
+
+    Raises:
+        ValueError: it is no choice, or one with limits that no tensor has.
+    """
+    beside = artifacts.sidecar(artifact.path)
+    try:
+        choice = msgspec.convert(dict(artifact.trained_for), Choice)
+    except msgspec.ValidationError as e:
+        raise ValueError(f"{beside} has damaged ranges ({e}): export the fine-tuned model again.") from None
+    numbers = [*choice.mean, *itertools.chain.from_iterable(choice.ranges.values())]
+    channels = artifact.image.shape[-1]
+    if not all(map(math.isfinite, numbers)) or len(choice.mean) != channels:
+        raise ValueError(
+            f"{beside} has ranges or a mean of the image that are no numbers for it: export the fine-tuned model again."
+        )
+    if wrong := [name for name, (low, high) in choice.ranges.items() if low > high]:
+        raise ValueError(f"{beside} has a range of {wrong[0]!r} that ends before it begins: export the model again.")
+    return choice

@@ -44,7 +44,7 @@ def session(content: str | bytes, threads: int = 2) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as e:  # its errors have no common class
         lacks = re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", str(e))
         if lacks:
