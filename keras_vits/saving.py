@@ -9,6 +9,7 @@ import msgspec
 
 from keras_vits._util import jsons
 from keras_vits._util.files import known_sha256
+from keras_vits._util.keras_private import temporary_files
 from keras_vits.models._base import VisionModel
 
 MAX_CONFIG_BYTES = 1 << 24  # of the description in a .keras file; those of ours have some kilobytes
@@ -49,7 +50,8 @@ def load(path: str | os.PathLike[str]) -> VisionModel:
     _check_hash(path)
     _check_class(path)
     try:
-        model = keras.saving.load_model(path)
+        with temporary_files():
+            model = keras.saving.load_model(path)
     except Exception as e:  # whatever zipfile, json and h5py raise on a damaged file
         reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise ValueError(f"{path} cannot be read ({reason}): save the model again.") from e

@@ -133,7 +133,8 @@ def damaged_folder(random, folder):
                 target = random.choice((folder, file, pathlib.Path("/dev/zero"), folder / "nowhere", place))
                 place.symlink_to(target) if not os.path.lexists(place) else None
             case "folder":
-                (inside / random.choice(("train", "val", "test", "images", "empty", "x.png", "1"))).mkdir(exist_ok=True)
+                made = inside / random.choice(("train", "val", "test", "images", "empty", "x.png", "1"))
+                made.mkdir() if not os.path.lexists(made) else None
             case "odd":
                 if random.random() < 0.5 and not os.path.lexists(inside / "pipe.png"):
                     os.mkfifo(inside / "pipe.png")

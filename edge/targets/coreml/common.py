@@ -45,17 +45,14 @@ def alone_and_quiet() -> Iterator[pathlib.Path]:
         yield folder
 
 
-def opened(path: pathlib.Path, **options: Any) -> Any:
-    """coremltools' `MLModel` of a package, made with these options.
-
-    Raises:
-        ValueError: coremltools cannot read it.
-    """
+@contextlib.contextmanager
+def telling(path: pathlib.Path) -> Iterator[None]:
+    """Says which package coremltools cannot read, and why, in place of its own errors of any class."""
     try:
-        return coremltools().models.MLModel(str(path), **options)
-    except Exception as e:  # what its C++ raises on a damaged package is no ValueError
+        yield
+    except Exception as e:  # of a damaged package, its C++ and its parser raise whatever they come to
         reason = " ".join(str(e).split())[:200] or type(e).__name__
-        raise ValueError(f"{path} cannot be read by coremltools ({reason}): export the model again.") from None
+        raise ValueError(f"{path} cannot be read by coremltools ({reason}): export the model again.") from e
 
 
 def tied(model: Any, folder: pathlib.Path) -> Any:

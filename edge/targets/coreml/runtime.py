@@ -16,7 +16,7 @@ from keras_vits._util.progress import progress
 from ... import artifact as artifacts
 from ...headers import METADATA
 from .._batches import checked
-from .common import COMPUTE_UNITS, check_option, coremltools, opened
+from .common import COMPUTE_UNITS, check_option, coremltools, telling
 from .mlprogram import Program
 
 Arrays = dict[str, np.ndarray]
@@ -70,7 +70,8 @@ class Runner:
             import platform
 
             units = ct.ComputeUnit[self.compute_units.upper()]
-            self._model = opened(artifact.path, compute_units=units)
+            with telling(artifact.path):
+                self._model = ct.models.MLModel(str(artifact.path), compute_units=units)
             self.runtime = f"Core ML on macOS {platform.mac_ver()[0]}"
             self.verified_by = "Core ML on macOS"
         else:
