@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import warnings
@@ -331,6 +332,94 @@ def test_damaged_bytes_are_one_sentence_even_with_the_right_hash(format, folder_
             artifacts.load(file.path)
 
 
+@pytest.fixture(scope="module")
+def quantized(models, tmp_path_factory):
+    """A file of integers, and a float one of a model that was fine-tuned for them."""
+    folder, images = tmp_path_factory.mktemp("quantized"), np.zeros((4, 16, 16, 3), "float32")
+    images[:] = np.linspace(-1, 1, 4)[:, None, None, None]
+    first = edge.litert.quantize(edge.litert.export(models[0], folder, name="v"), "static_int8", images)
+    tuned = edge.litert.export(edge.qat(models[0], "static_int8", images), folder, name="tuned")
+    return first, tuned
+
+
+RANGES = {
+    "limits in the wrong order": lambda ranges: ranges.update({next(iter(ranges)): [1.0, -1.0]}),
+    "one limit": lambda ranges: ranges.update({next(iter(ranges)): [1.0]}),
+    "text": lambda ranges: ranges.update({next(iter(ranges)): "/etc/passwd"}),
+    "nothing of a layer": lambda ranges: ranges.pop(next(name for name in ranges if "fc1" in name)),
+    "absurd": lambda ranges: ranges.update({name: [-1e308, 1e308] for name in ranges}),
+}
+
+
+@pytest.mark.parametrize("damage", [*RANGES, "another field", "mean of one channel"])
+def test_damaged_ranges_of_a_fine_tuning_are_told_with_their_file(damage, quantized, tmp_path):
+    def change(fields):
+        told = fields["trained_for"]
+        if damage in RANGES:
+            RANGES[damage](told["ranges"])
+        elif damage == "another field":
+            told["RANGES"] = told.pop("ranges")
+        else:
+            told["mean"] = [0.5]
+
+    file = described(copied(quantized[1], tmp_path), change)
+    with pytest.raises(ValueError, match=r"tuned_float32\.tflite\.json has .*range") as caught:
+        edge.litert.quantize(artifacts.load(file.path), "static_int8")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*int8*"))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 1e-40, 1e-15, 1e8])
+def test_a_scale_that_would_end_the_process_is_refused(scale, quantized, tmp_path):
+    """Whoever can write the file can write its hash, too: LiteRT believes every scale."""
+    from keras_vits.edge.targets.litert.flatbuffer import File
+
+    assert artifacts.load(quantized[0].path) == quantized[0]
+    whole = quantized[0].path.read_bytes()
+    parsed = File(whole)
+    dense = next(op for op in parsed.main.operators if parsed.builtin(op) == "FULLY_CONNECTED")
+    old = float(parsed.main.tensors[dense.outputs[0]].quantization.scale[0])
+    file = copied(quantized[0], tmp_path)
+    file.path.write_bytes(whole.replace(struct.pack("<f", old), struct.pack("<f", scale)))
+    digest = files.sha256(file.path)
+    described(file, lambda fields: fields.update(sha256=digest))
+    with pytest.raises(ValueError, match=r"does not describe .*(has a scale or a zero point|the scale of) .*"):
+        artifacts.load(file.path)
+
+
+@pytest.mark.parametrize("damage", ["a field of another type", "weights without a file"])
+def test_a_package_that_coremltools_cannot_read_is_named(damage, folder_of, tmp_path):
+    file = copied(folder_of["coreml"], tmp_path)
+    if damage == "a field of another type":
+        manifest = json.loads((file.path / "Manifest.json").read_text())
+        next(iter(manifest["itemInfoEntries"].values()))["author"] = []
+        (file.path / "Manifest.json").write_text(json.dumps(manifest))
+    else:
+        manifest = json.loads((file.path / "Manifest.json").read_text())
+        manifest["itemInfoEntries"] = {
+            key: item for key, item in manifest["itemInfoEntries"].items() if key == manifest["rootModelIdentifier"]
+        }
+        (file.path / "Manifest.json").write_text(json.dumps(manifest))
+    digest = files.sha256(file.path)
+    described(file, lambda fields: fields.update(sha256=digest))
+    with pytest.raises(ValueError, match=r"v_float16\.mlpackage cannot be read") as caught:
+        edge.coreml.quantize(artifacts.load(file.path), "int8")
+    assert "\n" not in str(caught.value) and not list(tmp_path.glob("*int8*"))
+
+
+def test_a_damaged_onnx_file_is_one_sentence_and_nothing_else(folder_of, tmp_path, capfd):
+    file = copied(folder_of["onnx"], tmp_path)
+    whole = file.path.read_bytes()
+    assert b"MatMul" in whole
+    file.path.write_bytes(whole.replace(b"MatMul", b"Mat\xa0ul", 1))
+    digest = files.sha256(file.path)
+    described(file, lambda fields: fields.update(sha256=digest))
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=r"v_float32\.onnx cannot be run: it is truncated, damaged"):
+        edge.onnx.load(artifacts.load(file.path))
+    assert capfd.readouterr() == ("", "")
+
+
 # ---------------------------------------------------------------- robust 1: nothing of the user's is lost
 
 
@@ -419,13 +508,15 @@ def test_a_folder_that_looks_like_a_bundle_is_none(folder_of, tmp_path):
     before = content(tmp_path)
     for listed in (
         None,
-        '{"files": {}}',
-        '{"files": {"../thesis.txt": ["0"]}}',
-        "[]",
-        '{"files": {"/etc/passwd": []}}',
+        b'{"files": {}}',
+        b'{"files": {"../thesis.txt": ["0"]}}',
+        b"[]",
+        b'{"files": {"/etc/passwd": []}}',
+        b'{"files": {"\xf8": ["0"]}}',  # no text
+        b'{"files": ' + b"[" * 9999,
     ):
         if listed:
-            (tmp_path / "work" / "model" / "files.json").write_text(listed)
+            (tmp_path / "work" / "model" / "files.json").write_bytes(listed)
         with pytest.raises(ValueError, match="holds something that is not a bundle"):
             edge.bundle(folder_of["litert"], tmp_path / "work", "android")
     (tmp_path / "work" / "model" / "files.json").unlink()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,8 @@ from ...quantize.recipes import check_calibrated, checked_recipe
 from .exporter import save
 from .packages import require
 from .quantization.prepare import Choice, Preparation
+
+LARGEST = 2.0**100  # of a range: far below what float32 holds, so that its width is a number, too
 
 
 def quantize(
@@ -99,7 +100,7 @@ def _trained(artifact: Artifact) -> Choice:
         raise ValueError(f"{beside} has damaged ranges ({e}): export the fine-tuned model again.") from None
     numbers = [*choice.mean, *itertools.chain.from_iterable(choice.ranges.values())]
     channels = artifact.image.shape[-1]
-    if not all(map(math.isfinite, numbers)) or len(choice.mean) != channels:
+    if not all(abs(number) < LARGEST for number in numbers) or len(choice.mean) != channels:
         raise ValueError(
             f"{beside} has ranges or a mean of the image that are no numbers for it: export the fine-tuned model again."
         )
