@@ -186,8 +186,10 @@ def main():
             cases[kind](random.Random(f"{options.seed}/{options.case}"), folder / "good", where)
             print("accepted")
             return 0
+        began = time.monotonic()
         found = run(options.seed, options.cases, options.seconds, options.processes, folder / "good", cases, folder)
 
+    print(f"{len(found)} cases of seed {options.seed}, {len(found) / (time.monotonic() - began):.1f} a second")
     table = collections.Counter((kind, outcome) for _, outcome, kind, _ in found)
     outcomes = ("clear", "accepted", "internal", "crash")
     print(f"{'':44}" + "".join(f"{outcome:>10}" for outcome in outcomes))

@@ -9,6 +9,7 @@ import fnmatch
 import functools
 import math
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -537,7 +538,7 @@ class VisionModel(keras.Model):
         name = str(filepath)
         whole = name.endswith(".keras") and zipped is not False and not name.startswith("hf://")
         whole = whole and (overwrite or not os.path.lexists(filepath))
-        target = writing(filepath) if whole else contextlib.nullcontext(filepath)
+        target = writing(pathlib.Path(filepath)) if whole else contextlib.nullcontext(filepath)
         with without_tensorflow(), temporary_files(), target as place:
             super().save(place, overwrite=overwrite, zipped=zipped, **kwargs)
 

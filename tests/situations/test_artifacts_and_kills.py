@@ -1,6 +1,6 @@
 """What happens to files: names, hashes, descriptions, kills, and what of the user's lies beside them.
 
-Numbers are those of the reported cases.
+Numbers are those of the reported cases. One file, since its parts share the artifacts that are written once.
 """
 
 import builtins
