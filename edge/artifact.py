@@ -17,7 +17,7 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from keras_vits._util import files
+from keras_vits._util import files, jsons
 from keras_vits.preprocess import Preprocessing
 from keras_vits.specs import InputSpec, OutputSpec
 
@@ -297,7 +297,7 @@ def _descriptions(beside: pathlib.Path, refuse: bool = False) -> list[Artifact]:
         fields = msgspec.json.decode(beside.read_bytes(), type=dict[str, Any])
         previous = fields.pop("previous", None)
         return [_converted(each, path) for each in (fields, previous) if each is not None]
-    except (msgspec.MsgspecError, OSError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as e:
+    except (*jsons.ERRORS, OSError, ValueError, TypeError) as e:
         if refuse:
             raise ValueError(f"{beside} is not a description of an artifact ({e}): export the model again.") from None
         return []

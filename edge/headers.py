@@ -10,6 +10,7 @@ Reference  LiteRT's `schema.fbs` and the FlatBuffers internals page; `onnx.proto
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
 import pathlib
 import struct
@@ -79,6 +80,10 @@ def _mapped(path: pathlib.Path) -> Bytes:
 
 LABELS = "labels.txt"  # in the zip archive behind a .tflite file
 NORMALIZATION_OPTIONS = 1  # of the union of a tensor's process units
+ADD, SOFTMAX, SUB = 0, 25, 41  # operators
+PRODUCTS = (3, 4, 9, 67, 126)  # CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, TRANSPOSE_CONV, BATCH_MATMUL
+LITERT_RANGES = {3: (0, 255), 7: (-(2**15), 2**15 - 1), 9: (-128, 127)}  # type -> its integers
+SMALLEST = 2.0**-126  # of float32, without the denormal ones
 LITERT = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8"}
 
 
@@ -111,6 +116,9 @@ class _Table:
         if count > len(self.data):
             raise ValueError("a list is longer than the file")
         return start + 4, count
+
+    def has(self, field: int) -> bool:
+        return self._at(field) > 0
 
     def text(self, field: int) -> str:
         return self.bytes(field).decode()
@@ -158,12 +166,43 @@ def _litert(path: pathlib.Path) -> Header:
             found.append(Tensor(name=name, dtype=dtype, shape=tensors[i].numbers(0)))
         return tuple(found)
 
+    _check_scales(model, graph, tensors)
     return Header(
         inputs=tell(1, 0),
         outputs=tell(2, 1),
         class_names=litert_labels(path),
         preprocessing=_normalisation(model),
     )
+
+
+def _check_scales(model: _Table, graph: _Table, tensors: list[_Table]) -> None:
+    """Refuses scales and zero points of integers that LiteRT does not check itself: it ends the whole process, in
+    XNNPACK (a product's scale over that of the result is below 256) or where it turns the ratio of two scales into an
+    integer (`QuantizeMultiplierSmallerThanOneExp` and `PreprocessSoftmaxScaling` in its kernels).
+    """
+    scales: dict[int, tuple[float, ...]] = {}
+    for i, tensor in enumerate(tensors):
+        if (kind := tensor.number(1, "<b")) not in LITERT_RANGES or not tensor.has(4):
+            continue
+        quantization, (low, high) = tensor.table(4), LITERT_RANGES[kind]
+        of_tensor, points = quantization.numbers(2, "f"), quantization.numbers(3, "q")
+        if not all(SMALLEST <= scale < math.inf for scale in of_tensor) or not all(low <= p <= high for p in points):
+            raise ValueError(f"the tensor {tensor.text(3)!r} has a scale or a zero point that its integers cannot have")
+        if of_tensor:
+            scales[i] = of_tensor
+    codes = [max(code.number(0, "<b"), code.number(3)) for code in model.tables(1)]
+    for operator in graph.tables(3):
+        code, made = codes[operator.number(0, "<I")], operator.numbers(2)
+        given = [scales.get(i) for i in operator.numbers(1)[:2]]
+        if code not in (*PRODUCTS, ADD, SUB, SOFTMAX) or None in (*given, scales.get(made[0])):
+            continue
+        largest, smallest = [max(of_tensor) for of_tensor in given if of_tensor], min(scales[made[0]])
+        if code in PRODUCTS:
+            fits = math.prod(largest) < 2**8 * smallest
+        else:
+            fits = largest[0] > 2**-26 if code == SOFTMAX else max(largest) < 2**19 * smallest
+        if not fits:
+            raise ValueError(f"the scale of {tensors[made[0]].text(3)!r} does not fit those that it is computed from")
 
 
 def litert_labels(path: str | pathlib.Path) -> tuple[str, ...]:

@@ -79,9 +79,9 @@ def create(
             randomly initialised. A licence that restricts the weights' use is named once by a
             `keras_vits.checkpoints.LicenseWarning`.
         allow_pickle: whether `weights` may be a pickled `.pt`, `.pth` or `.bin` file, see `load_weights`.
-        **overrides: `name`, the model's, by default the variant's; fields of the family's `Config`: `num_classes`,
-            `in_channels`, `image_size` (pixels, or (height, width)), `drop_path` and so on; and `dtype`, a Keras dtype
-            policy such as `"mixed_bfloat16"`.
+        **overrides: `name`, the model's, by default the variant's (where several are layers of one model, Keras wants
+            another name for each); fields of the family's `Config`: `num_classes`, `in_channels`, `image_size` (pixels,
+            or (height, width)), `drop_path` and so on; and `dtype`, a Keras dtype policy such as `"mixed_bfloat16"`.
 
     Returns:
         A `VisionModel`, which is a `keras.Model` from images (B,H,W,C), normalised as `model.preprocessing` says, to

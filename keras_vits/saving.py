@@ -7,7 +7,9 @@ import zipfile
 import keras
 import msgspec
 
+from keras_vits._util import jsons
 from keras_vits._util.files import known_sha256
+from keras_vits._util.keras_private import temporary_files
 from keras_vits.models._base import VisionModel
 
 MAX_CONFIG_BYTES = 1 << 24  # of the description in a .keras file; those of ours have some kilobytes
@@ -48,7 +50,8 @@ def load(path: str | os.PathLike[str]) -> VisionModel:
     _check_hash(path)
     _check_class(path)
     try:
-        model = keras.saving.load_model(path)
+        with temporary_files():
+            model = keras.saving.load_model(path)
     except Exception as e:  # whatever zipfile, json and h5py raise on a damaged file
         reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise ValueError(f"{path} cannot be read ({reason}): save the model again.") from e
@@ -77,7 +80,7 @@ def _check_hash(path: pathlib.Path) -> None:
         return
     try:
         described = msgspec.json.decode(sidecar.read_bytes(), type=_Sidecar)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except jsons.ERRORS:
         raise ValueError(f"{sidecar} does not describe {path.name}: delete it, or export the model again.") from None
     expected = [described.sha256, described.previous.sha256 if described.previous else None]
     if known_sha256(path) not in expected:

@@ -38,6 +38,10 @@ def pytest_sessionstart():
             raise pytest.UsageError(f"The tests were to run on the wheel in {wheel}, and import {keras_vits.__file__}.")
 
 
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("early") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def signatures_are_read_once():
     """Keras reads the signatures of a layer's class for every layer that it makes: a tenth of the time of a model."""

@@ -387,8 +387,12 @@ def test_a_second_training_replaces_nothing_of_the_first(run, trained, tmp_path,
         (tmp_path / "c").mkdir()
         mine = tmp_path / "c" / f"{MODEL}.keras.json"
         mine.write_text("{}")
-        code, _, err = run(*command, "--out", tmp_path / "c")
-        assert code == 2 and f"{mine} is there already" in err
+        for verb in (command, ["demo", "--model", MODEL]):
+            code, _, err = run(*verb, "--out", tmp_path / "c")
+            assert code == 2 and f"{mine} is there already" in err
+        for folder, message in ((tmp_path, "is there already: --overwrite"), (tmp_path / "b", "was not finished")):
+            code, _, err = run("demo", "--model", MODEL, "--out", folder)
+            assert code == 2 and message in err and err.count("\n") == 1
     assert (tmp_path / f"{MODEL}.keras").read_bytes() == before and kept.read_bytes() == b"of another training"
     code, _, err = run(*command, "--out", tmp_path, "--overwrite")
     assert code == 0, err

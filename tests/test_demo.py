@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import pytest
 
@@ -71,6 +72,37 @@ def test_it_says_what_it_does_and_leaves_no_checkpoint(found):
     assert sum("epoch" in line for line in said) == sum(job.epochs for job in JOBS)
     assert not list(result.report.html.parent.glob("*.checkpoint.keras"))
     assert set(result.fits) == {job.name for job in JOBS}
+
+
+def test_a_demo_replaces_what_a_demo_wrote_and_nothing_else(found, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(found[0].report.html.parent, out)
+    again = lambda **options: demo._check_names(out, "small_vit", **{"resume": False, "overwrite": False, **options})
+    written = {f"small_vit{end}" for end in FILES}
+    assert set(json.loads((out / "demo.json").read_text())["files"]) == written
+    again()
+    for name in sorted(written):
+        whole = out / name
+        shutil.move(whole, tmp_path / name)
+        again()  # what is gone is free
+        whole.write_text("mine")
+        with pytest.raises(ValueError, match=rf"{name} is there already: --overwrite replaces it"):
+            again()
+        again(overwrite=True)
+        whole.unlink()
+        shutil.move(tmp_path / name, whole)
+    (out / "demo.json").unlink()  # as where a training and an export wrote them
+    with pytest.raises(ValueError, match=r"small_vit\.keras is there already"):
+        again()
+    (out / "demo.json").write_text("[]")
+    with pytest.raises(ValueError, match="is no list of what a demo wrote"):
+        again()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "small_vit.checkpoint.keras").write_text("of a training")
+    with pytest.raises(ValueError, match="keeps the last epoch of a training that was not finished"):
+        demo._check_names(mine, "small_vit", resume=False, overwrite=False)
+    demo._check_names(mine, "small_vit", resume=True, overwrite=False)
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,24 @@ def test_a_legacy_file_is_refused_when_it_is_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.once
+def test_a_legacy_file_is_refused_by_whatever_function_saves_it(tmp_path):
+    model = VIT.create()
+    image = keras.Input(model.input_shape[1:])
+    whole = keras.Model(image, keras.layers.Dense(2)(model(image)))
+    for save in (
+        lambda path: keras.saving.save_model(model, path),
+        lambda path: keras.models.save_model(model, path),
+        whole.save,
+        lambda path: keras.models.save_model(keras.Sequential([model]), path),
+    ):
+        for suffix in (".h5", ".hdf5"):
+            with pytest.raises(ValueError, match=r"Models of keras_vits are saved as \.keras files; received"):
+                save(tmp_path / f"model{suffix}")
+    model.save(tmp_path / "model.keras")  # nothing of it is left behind in the process
+    assert keras_vits.load(tmp_path / "model.keras").cfg == model.cfg
+
+
 def test_the_name_is_free_and_the_default_checkpoint_is_named(monkeypatch):
     assert VIT.create(name="left").name == "left" and VIT.create().name == VIT.variant
     assert [v.path for v in VIT.create(name="left").weights] == [v.path for v in VIT.create().weights]

@@ -90,15 +90,15 @@ def test_resumed_training_ends_where_an_uninterrupted_one_does(digits, tmp_path)
 def test_a_failed_save_leaves_the_old_checkpoint(digits, tmp_path, monkeypatch):
     checkpoint = tmp_path / "vit.checkpoint.keras"
     run = dict(epochs=2, batch_size=80, checkpoint=checkpoint)
-    save, calls = create().__class__.save, []
+    save, calls = fit.save_model, []
 
-    def full_disk(self, path, *args, **kwargs):
+    def full_disk(model, path):
         calls.append(path)
-        save(self, path, *args, **kwargs)
+        save(model, path)
         if len(calls) == 2:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(create().__class__, "save", full_disk)
+    monkeypatch.setattr(fit, "save_model", full_disk)
     with pytest.raises(ValueError, match="No space left on device"):
         fit.fit(create(), digits.train, digits.validation, **run)
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.name]

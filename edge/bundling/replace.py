@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from keras_vits._util import files
+from keras_vits._util import files, jsons
 
 LIST = "model/files.json"
 LAST = "model/model.json"  # without it an app finds no bundle
@@ -34,7 +34,7 @@ def listed(path: pathlib.Path) -> dict[str, list[str]]:
             return {}
         try:
             found = msgspec.json.decode((path / LIST).read_bytes(), type=_List).files
-        except (OSError, msgspec.MsgspecError, RecursionError):
+        except (OSError, *jsons.ERRORS):
             found = {}
         if found and all(_inside(path, name) for name in found):
             return found

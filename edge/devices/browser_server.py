@@ -30,6 +30,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from keras_vits._util import jsons
 from keras_vits._util.progress import progress
 from keras_vits._util.terminal import counted
 
@@ -459,7 +460,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         try:
             page = self.posted(name, self.body())
-        except (ValueError, RecursionError, msgspec.MsgspecError):
+        except (ValueError, *jsons.ERRORS):
             return self.reply(400, b"This is not what was asked for.")
         if page is None:
             return self.reply(409, b"Another page was opened, which goes on with it.")

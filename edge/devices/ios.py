@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import collections
 import datetime
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from keras_vits._util import jsons
 from keras_vits._util.files import writing
 
 from ..artifact import Artifact
@@ -256,7 +258,12 @@ def read_report(path: str | pathlib.Path, artifact: Artifact) -> Latency:
     environment = {"os": system, "first_load_ms": float(load_ms[0])}
     if results.compile is not None:
         environment["compile_ms"] = float(np.median(_milliseconds(path, results.compile, "compile")))
-    started = EPOCH + datetime.timedelta(seconds=results.predict.start_time)
+    try:
+        started = EPOCH + datetime.timedelta(seconds=results.predict.start_time)
+    except OverflowError:
+        raise ValueError(
+            f"{path.name} was begun {results.predict.start_time:g} s after 2001, which is no time: run the test again."
+        ) from None
     return Latency(
         artifact_path=artifact.path,
         device=f"ios:{model}",
@@ -290,13 +297,15 @@ def _load(path: pathlib.Path) -> _Report:
         raise ValueError(f"{file} cannot be read ({e.strerror}): name a .mlperf folder that Xcode exported.") from None
     except msgspec.ValidationError as e:
         raise ValueError(f"{file} is no report of a test that came to its end ({e}): run the test again.") from None
-    except (msgspec.DecodeError, RecursionError):
+    except jsons.ERRORS:
         raise ValueError(f"{file} is not JSON: name a .mlperf folder that Xcode exported.") from None
 
 
 def _milliseconds(path: pathlib.Path, step: _Step, name: str) -> np.ndarray:
     if not step.samples:
         raise ValueError(f"{path.name} has no times in deviceResults.{name}.samples: run the test again.")
+    if min(step.samples) < 0 or not math.isfinite(1e3 * max(step.samples)):
+        raise ValueError(f"{path.name} has times in deviceResults.{name}.samples that are none: run the test again.")
     return 1e3 * np.array(step.samples)
 
 

@@ -48,7 +48,7 @@ def export(
     """
     import keras
 
-    from keras_vits._util.keras_private import initialize, set_value, values_later
+    from keras_vits._util.keras_private import initialize, save_model, set_value, values_later
     from keras_vits._util.quantized import refuse_quantized
     from keras_vits.models._base import VisionModel
 
@@ -66,7 +66,7 @@ def export(
         set_value(variable, value)
     initialize(bare)
     with artifacts.writing(folder, f"{name}.keras", overwrite=overwrite) as draft:
-        bare.save(draft.temporary)
+        save_model(bare, draft.temporary)
         _undated(draft.temporary)
         draft.describe(
             format="keras",

@@ -112,8 +112,9 @@ def quantize_to(
 
     Raises:
         ValueError: no file holds the budget (the message has the best one and the table), a budget that every file
-            would hold, as of top-1 where the model is no better on these labels than chance, or than one answer to all;
-            another file has the name of one that is tried; or a mistake in the arguments.
+            would hold, as of top-1 where the model is no better on these labels than chance, or than one answer to all,
+            and of agreement where the model gives one answer to all; another file has the name of one that is tried; or
+            a mistake in the arguments.
     """
     if len(keras.tree.flatten(model.inputs)) != 1:
         raise ValueError(
@@ -128,7 +129,7 @@ def quantize_to(
         labels = None if labels is None else labels[held:]
     f32 = litert.export(model, folder, overwrite=overwrite)
     expected = litert.load(f32, threads).predict(images)
-    _check_gate(metric, max_drop, verify(f32, expected, images, labels))
+    _check_gate(metric, max_drop, verify(f32, expected, images, labels), expected)
 
     def trial(recipe: str, float_layers: Sequence[str] = ()) -> Trial:
         artifact = litert.quantize(f32, recipe, calibration, folder, float_layers=float_layers, overwrite=overwrite)
@@ -213,8 +214,15 @@ def _check(metric: str, max_drop: float, images: np.ndarray, labels: np.ndarray 
         raise ValueError(f"A data set has two or more images and a label for each; received {len(images)}, {count}.")
 
 
-def _check_gate(metric: Metric, max_drop: float, check: Verification) -> None:
-    """Raises a `ValueError` if every file would hold the budget, given what the float file does."""
+def _check_gate(metric: Metric, max_drop: float, check: Verification, expected: Any) -> None:
+    """Raises a `ValueError` if every file would hold the budget, given what the float file does.
+
+    Args:
+        metric: of the budget.
+        max_drop: the budget.
+        check: of the float file.
+        expected: what that file gives for the images: an array (N,...), or name -> array.
+    """
     told = check.artifact.classification
     if metric == "sqnr":
         return
@@ -228,8 +236,17 @@ def _check_gate(metric: Metric, max_drop: float, check: Verification) -> None:
             f"The model itself has {why}: nothing can be lost of that, and every file would hold the budget. Look at "
             "the labels and at how the images are prepared, or take metric='agreement'."
         )
+    if metric == "agreement":
+        answers = told.decide(expected[told.name] if isinstance(expected, Mapping) else expected)
+        most = float(np.unique(answers, return_counts=True)[1].max() / len(answers))
+        if max_drop >= 100 * (1 - most):
+            raise ValueError(
+                f"The model itself gives {most:.1%} of these images one answer, so that a file that gives it to all of "
+                f"them would hold max_drop={max_drop!r}: give images of every class, or take metric='sqnr'."
+            )
+        return
     top1, least = cast(float, check.reference_top1), without_looking(check)
-    if metric == "top1" and max_drop >= 100 * (top1 - least):
+    if max_drop >= 100 * (top1 - least):
         raise ValueError(
             f"max_drop={max_drop!r} is all that the model has, a top-1 of {top1:.1%} where {least:.1%} needs no look "
             "at the images: a file that tells nothing would hold it."

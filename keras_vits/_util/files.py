@@ -36,12 +36,17 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
+def name_bytes(path: pathlib.PurePath) -> bytes:
+    """A path to be hashed; a name may be no UTF-8."""
+    return path.as_posix().encode("utf-8", "surrogateescape")
+
+
 def sha256(path: pathlib.Path) -> str:
     """Hash of a file's bytes; of a folder's files, in sorted order, each path within it and then its bytes."""
     digest = hashlib.sha256()
     for file in _files(path):
         if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode())
+            digest.update(name_bytes(file.relative_to(path)))
         with open(file, "rb") as f:
             hashlib.file_digest(f, lambda: digest)  # goes on with this one
     return digest.hexdigest()

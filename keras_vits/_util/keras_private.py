@@ -9,12 +9,16 @@ Keras lacks, once, before the first use.
 import contextlib
 import functools
 import importlib
+import pathlib
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+
+from keras_vits._util.scratch import redirected
 
 FUNCTIONS = ("convert_to_tensor", "cast", "shape")  # of the backend itself
 FUSED_RNN = ("lstm", "gru", "bidirectional_lstm", "bidirectional_gru")  # of a backend; Keras does without them, too
@@ -154,6 +158,31 @@ def without_tensorflow() -> Iterator[None]:
         yield
     finally:
         lazy._available = None
+
+
+@contextlib.contextmanager
+def temporary_files() -> Iterator[None]:
+    """What Keras puts into temporary folders while it saves or loads lies in ours, which the next process removes if
+    this one is killed."""
+    with redirected("keras.src.saving.saving_lib") as folder:
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_model(model: keras.Model, path: pathlib.Path) -> None:
+    """Writes a .keras file to a path that has not its name yet."""
+    with without_tensorflow(), temporary_files():
+        keras.saving.save_model(model, path)
+
+
+def writes_legacy_file() -> bool:
+    """Whether a configuration is asked for to be written to Keras' legacy `.h5`."""
+    _check_once()
+    from keras.src.backend.common import global_state
+
+    return bool(global_state.get_global_attribute("use_legacy_config", False))
 
 
 # ---------------------------------------------------------------- functional models

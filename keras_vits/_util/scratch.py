@@ -43,7 +43,7 @@ def close() -> None:
 
 
 class _Within:
-    """The module `tempfile`, but everything is made in one folder."""
+    """The module `tempfile`, but what is to be made nowhere in particular is made in one folder."""
 
     MAKERS = ("mkdtemp", "mkstemp", "TemporaryDirectory", "TemporaryFile", "NamedTemporaryFile")
 
@@ -54,7 +54,7 @@ class _Within:
         made = getattr(tempfile, name)
         if name not in self.MAKERS:
             return made
-        return lambda *args, **options: made(*args, **{**options, "dir": str(self.folder)})
+        return lambda *args, **options: made(*args, **{**options, "dir": options.get("dir") or str(self.folder)})
 
 
 @contextlib.contextmanager

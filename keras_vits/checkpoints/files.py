@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from keras_vits._util import jsons
 from keras_vits._util.progress import working
 
 HUB_ID = re.compile(r"(?!.*\.(safetensors|pth|pt|bin|npz|npy|keras|h5|json)$)[\w-][\w.-]*/[\w.-]+")  # owner/name
@@ -59,7 +60,7 @@ def parsed(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError) as e:
+    except (*jsons.ERRORS, OSError) as e:
         raise ValueError(f"{path} is not a JSON object ({_reason(e)}): download it again.") from None
 
 

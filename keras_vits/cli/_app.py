@@ -218,6 +218,19 @@ def refuse_taken(path: pathlib.Path, overwrite: bool, keep: str = "") -> None:
         raise ValueError(f"{found} is there already: --overwrite replaces it{kept}.")
 
 
+def refuse_unfinished(checkpoint: pathlib.Path) -> None:
+    """Refuses to begin a training where another one can be resumed.
+
+    Raises:
+        ValueError: its checkpoint is there.
+    """
+    if os.path.lexists(checkpoint):
+        raise ValueError(
+            f"{checkpoint} keeps the last epoch of a training that was not finished: --resume continues it, "
+            "--overwrite begins anew."
+        )
+
+
 def written(artifact: Artifact) -> None:
     """Prints a file that was written."""
     console.print(f"{artifact.path}  {artifact.size_bytes / 1e6:.2f} MB")

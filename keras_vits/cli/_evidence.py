@@ -14,6 +14,7 @@ from keras_vits.cli._app import (
     HeldOutOption,
     LimitOption,
     OutOption,
+    OverwriteOption,
     ResumeOption,
     SeedOption,
     SizeOption,
@@ -153,12 +154,15 @@ def demo(
     ] = None,
     limit: LimitOption = None,
     resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     seed: SeedOption = 0,
     backend: BackendOption = None,
 ) -> None:
     """Run all steps: train, export, quantize, verify, benchmark, report.
 
     Without options it trains two small models on 1,297 real handwritten digits, in some minutes on two cores.
+
+    Files of an earlier demo are replaced; other files of the same names are not without --overwrite.
     """
     from keras_vits.cli.demo_job import demo as run
     from keras_vits.edge.evidence.report import recommend, withheld
@@ -173,6 +177,7 @@ def demo(
             epochs=epochs,
             limit=limit,
             resume=resume,
+            overwrite=overwrite,
             seed=seed,
             say=console.print,
         )

@@ -1,7 +1,6 @@
 """Verbs of models: list, train."""
 
 import json
-import os
 import pathlib
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ from keras_vits.cli._app import (
     console,
     keeping,
     refuse_taken,
+    refuse_unfinished,
     say,
     size,
     table,
@@ -102,7 +102,8 @@ def train(
     overrides = _settings(settings) | ({"image_size": image_size} if image_size else {})
     written, checkpoint = out / f"{overrides.get('name', model)}.keras", fit.checkpoint_path(out, model)
     if not (resume or overwrite):  # what goes on was allowed its names when it began
-        _refuse_other_training(written, checkpoint)
+        refuse_taken(written, False, "another --out")
+        refuse_unfinished(checkpoint)
     names = pictures.class_names(data)
     fit.set_seed(seed)
     net = keras_vits.create(model, weights=weights, num_classes=len(names), **overrides)
@@ -128,20 +129,6 @@ def train(
     checkpoint.unlink(missing_ok=True)  # the model is in the file now
     epochs_done = counted(found.epochs, "epoch")
     console.print(f"{made.path}  {found.top1:.1%} top-1 on held-out pictures after {epochs_done}")
-
-
-def _refuse_other_training(written: pathlib.Path, checkpoint: pathlib.Path) -> None:
-    """Refuses to begin where another training was finished, or can be resumed.
-
-    Raises:
-        ValueError: its .keras file or its checkpoint is there.
-    """
-    refuse_taken(written, False, "another --out")
-    if os.path.lexists(checkpoint):
-        raise ValueError(
-            f"{checkpoint} keeps the last epoch of a training that was not finished: --resume continues it, "
-            "--overwrite begins anew."
-        )
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

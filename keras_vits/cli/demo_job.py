@@ -1,15 +1,22 @@
 """The main job, end to end: pictures -> fit -> export -> quantize -> verify -> benchmark -> report."""
 
 import dataclasses
+import json
 import math
+import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
+from keras_vits._util import files, jsons
 from keras_vits._util.progress import progress
 from keras_vits._util.terminal import counted
+from keras_vits.cli._app import refuse_taken, refuse_unfinished
 from keras_vits.edge import coreml, keras_file, litert
+from keras_vits.edge.artifact import Artifact, file_name
 from keras_vits.edge.evidence.benchmark import benchmark
 from keras_vits.edge.evidence.report import Report, Row, report
 from keras_vits.edge.evidence.verify import verify
@@ -21,6 +28,13 @@ from keras_vits.training import data, fit
 IMAGE_SIZE = 64  # pixels, at least: rounded up to what the model can take
 CALIBRATION = 128  # training pictures that static_int8 sees
 COREML_IMAGES = 500  # held-out pictures that the Core ML packages are checked on, at most
+LIST = "demo.json"  # in the folder: which files of it a demo wrote, which the next one may replace
+
+
+class _List(msgspec.Struct):
+    """demo.json: name of a file -> its hash, as a demo wrote it."""
+
+    files: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +110,7 @@ def demo(
     batch_size: int = 32,
     limit: int | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     seed: int = 0,
     say: Callable[[str], None] | None = None,
 ) -> Demo:
@@ -110,6 +125,8 @@ def demo(
         batch_size: pictures in a step of the training.
         limit: use at most so many training and so many held-out pictures; all by default.
         resume: whether to continue an interrupted training from its checkpoint in `out`.
+        overwrite: whether files of `out` that no demo wrote, or that were changed since, may be replaced, and the
+            checkpoint of an interrupted training.
         seed: of the initial weights, the order of the pictures and the augmentation.
         say: called with a line of text when a step begins and when an epoch ends.
 
@@ -117,14 +134,18 @@ def demo(
         A `Demo`.
 
     Raises:
-        ValueError: an unknown model, pictures that cannot be trained on, or a folder that cannot be written.
+        ValueError: an unknown model, pictures that cannot be trained on, a folder that cannot be written, or a name in
+            it that is taken.
     """
     say, out = say or (lambda line: None), pathlib.Path(out)
     started = time.perf_counter()
     names = data.class_names(source)
     rows: list[Row] = []
     fits: dict[str, Any] = {}
-    for job in [Job(variant=model)] if model else JOBS:
+    jobs = [Job(variant=model)] if model else JOBS
+    for job in jobs:
+        _check_names(out, job.name or job.variant, resume, overwrite)
+    for job in jobs:
         fit.set_seed(seed)
         net = _create(job, len(names), size)
         pictures = data.load(source, net.preprocessing, limit=limit)
@@ -147,6 +168,7 @@ def demo(
         )
         say(f"Writing and verifying the files of {net.name}")
         rows += _ship(net, pictures, out)
+        _list(out, [row.artifact for row in rows])
     say("Measuring the latency of every file")
     rows = measure(rows)
     written = report(rows, out / "report.html")
@@ -168,6 +190,47 @@ def _create(job: Job, classes: int, size: int | None) -> Any:
     return cls(name=job.name or job.variant, **{**defaults, **job.hyperparameters, **given})
 
 
+def _check_names(out: pathlib.Path, name: str, resume: bool, overwrite: bool) -> None:
+    """Refuses to begin where a file that no demo wrote, or the checkpoint of another training, would be replaced.
+
+    Raises:
+        ValueError: one is there.
+    """
+    listed, checkpoint = _listed(out), fit.checkpoint_path(out, name)
+    if overwrite or (resume and checkpoint.exists()):  # what goes on was allowed its names when it began
+        return
+    names = [f"{name}.keras"]
+    for format, precision in (("litert", "float32"), ("coreml", "float16")):
+        suffix = target(format).suffix
+        names += [file_name(name, recipe, suffix) for recipe in (precision, *demonstrated(format))]
+    for path in (out / file for file in names):
+        if not (path.exists() and listed.get(path.name) == files.known_sha256(path)):
+            refuse_taken(path, False, "another --out")
+    refuse_unfinished(checkpoint)
+
+
+def _listed(out: pathlib.Path) -> dict[str, str]:
+    """Name -> hash of the files that demos wrote into a folder.
+
+    Raises:
+        ValueError: what is to say so is another file.
+    """
+    path = out / LIST
+    if not os.path.lexists(path):
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_List).files
+    except (OSError, *jsons.ERRORS):
+        raise ValueError(f"{path} is no list of what a demo wrote: move it, or give another --out.") from None
+
+
+def _list(out: pathlib.Path, artifacts: Sequence[Artifact]) -> None:
+    """Adds files to those that demos wrote into a folder."""
+    found = _listed(out) | {artifact.path.name: artifact.sha256 for artifact in artifacts}
+    with files.writing(out / LIST) as temporary:
+        temporary.write_text(json.dumps({"files": found}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _ship(model: Any, pictures: data.Data, out: pathlib.Path) -> list[Row]:
     """Writes all files of a trained model and verifies each; returns a list of `Row`."""
     held_out = pictures.validation
@@ -175,7 +238,7 @@ def _ship(model: Any, pictures: data.Data, out: pathlib.Path) -> list[Row]:
     expected = model.predict(images, batch_size=64, verbose=0)
     calibration = pictures.train.take(CALIBRATION).images()
 
-    own: Any = {"overwrite": True}  # of a demo before
+    own: Any = {"overwrite": True}  # see `_check_names`
     float32 = litert.export(model, out, **own)
     float16 = coreml.export(model, out, precision="float16", **own)
     artifacts = [

@@ -9,21 +9,25 @@ import fnmatch
 import functools
 import math
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import keras
 from keras import ops
 
+from keras_vits._util.files import writing
 from keras_vits._util.keras_private import (
     flatten_layers,
     hears_of_clones,
     initialize,
     run_operations,
     set_value,
+    temporary_files,
     values_at_the_end,
     values_later,
     without_tensorflow,
+    writes_legacy_file,
 )
 from keras_vits._util.limits import MAX_PARAMETERS, whole
 from keras_vits._util.quantized import refuse_quantized
@@ -513,20 +517,34 @@ class VisionModel(keras.Model):
 
     # ---------------------------------------------------------------- saving
 
-    def save(self, filepath: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Writes a `.keras` file, as `keras.Model.save` does; see `keras_vits.load`.
+    def save(
+        self, filepath: str | os.PathLike[str], overwrite: bool = True, zipped: bool | None = None, **kwargs: Any
+    ) -> None:
+        """Writes a `.keras` file, as `keras.Model.save` does, but whole or not at all; see `keras_vits.load`.
+
+        Args:
+            filepath: of the file; its folder is made if it does not exist.
+            overwrite: whether it may replace another file; otherwise Keras asks on the terminal.
+            zipped: see `keras.Model.save`.
+            **kwargs: further arguments of `keras.Model.save`.
 
         Raises:
-            ValueError: another kind of file: Keras would write its legacy `.h5`, and cannot read that again; or a
-                model that Keras has quantized, which `keras_vits.load` does not open.
+            ValueError: another kind of file: Keras would write its legacy `.h5`, and cannot read that again; a folder
+                that cannot be written; or a model that Keras has quantized, which `keras_vits.load` does not open.
         """
         if str(filepath).endswith((".h5", ".hdf5")):
             raise ValueError(f"Models of keras_vits are saved as .keras files; received {filepath}.")
         refuse_quantized(self)
-        with without_tensorflow():
-            super().save(filepath, *args, **kwargs)
+        name = str(filepath)
+        whole = name.endswith(".keras") and zipped is not False and not name.startswith("hf://")
+        whole = whole and (overwrite or not os.path.lexists(filepath))
+        target = writing(pathlib.Path(filepath)) if whole else contextlib.nullcontext(filepath)
+        with without_tensorflow(), temporary_files(), target as place:
+            super().save(place, overwrite=overwrite, zipped=zipped, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
+        if writes_legacy_file():  # by keras.saving.save_model, of this model or of one that has it as a layer
+            raise ValueError(f"Models of keras_vits are saved as .keras files; received a legacy .h5 for {self.name}.")
         with without_tensorflow():
             dtype = keras.dtype_policies.serialize(self.dtype_policy)
         return {

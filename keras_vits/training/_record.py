@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from keras_vits._util import jsons
 from keras_vits.training.data import Pictures
 
 MEMBER = "training.json"  # in the .keras file, which is a zip archive; Keras leaves it alone
@@ -99,7 +100,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
             if archive.getinfo(MEMBER).file_size > MAX_BYTES:
                 raise KeyError(MEMBER)
             return msgspec.json.decode(archive.read(MEMBER), type=Record)
-    except (KeyError, zipfile.BadZipFile, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (KeyError, zipfile.BadZipFile, *jsons.ERRORS):
         raise ValueError(
             f"{path} does not say what it was trained on: resume from a checkpoint that a training of this release "
             "wrote, or train without resume."

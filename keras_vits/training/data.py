@@ -18,6 +18,7 @@ from typing import Any, Self
 import keras
 import numpy as np
 
+from keras_vits._util.files import name_bytes
 from keras_vits._util.limits import number, whole
 from keras_vits._util.pictures import listing
 from keras_vits._util.terminal import counted, unreadable
@@ -72,7 +73,8 @@ class Pictures:
             digest.update(np.ascontiguousarray(self.sources).data)
         else:
             for file in self.sources:
-                digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\n".encode())
+                name = name_bytes(pathlib.PurePath(file.parent.name, file.name))
+                digest.update(name + f" {file.stat().st_size}\n".encode())
             for i in _spaced(len(self), HASHED_FILES):
                 with open(self.sources[i], "rb") as content:
                     digest.update(content.read(HASHED_BYTES))
@@ -384,7 +386,7 @@ def _spaced(total: int, count: int) -> np.ndarray:
 
 def _held_out(which: np.ndarray, files: Sequence[pathlib.Path], root: pathlib.Path, fraction: float) -> list[int]:
     """Those of the files with these indices that are held out: at least one of two or more."""
-    digest = lambda i: hashlib.sha256(files[i].relative_to(root).as_posix().encode()).digest()
+    digest = lambda i: hashlib.sha256(name_bytes(files[i].relative_to(root))).digest()
     count = max(1, round(fraction * len(which))) if len(which) > 1 else 0
     return sorted(which, key=digest)[:count]
 

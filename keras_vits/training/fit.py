@@ -13,6 +13,8 @@ from typing import Any
 import keras
 
 from keras_vits import saving
+from keras_vits._util.files import sweep, writing
+from keras_vits._util.keras_private import save_model
 from keras_vits._util.limits import number, whole
 from keras_vits.models._base import VisionModel
 from keras_vits.training._record import Record, read_record, record_of, write_record
@@ -105,6 +107,8 @@ def fit(
     record = None
     if checkpoint is not None or resume:
         record = record_of(train, validation, settings={**settings, **dataclasses.asdict(augmentation)})
+    if checkpoint is not None and pathlib.Path(checkpoint).parent.is_dir():
+        sweep(pathlib.Path(checkpoint).parent)  # a run that goes on may have nothing to write
     done = _resume(model, checkpoint, record) if resume else 0
     batches = Batches(train, batch_size, augmentation=augmentation, shuffle=True, seed=seed, epoch=done)
     held_out = Batches(validation, batch_size)
@@ -245,12 +249,10 @@ class _AfterEpoch(keras.callbacks.Callback):
         next(self.bar)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        from keras_vits._util.files import writing
-
         if not math.isfinite(logs["loss"]):
             kept = f" {self.checkpoint} keeps the epoch before." if self.checkpoint and epoch else ""
             raise ValueError(f"The loss became {logs['loss']} in epoch {epoch + 1}: try a lower learning rate.{kept}")
         if self.checkpoint:
             with writing(self.checkpoint) as temporary:
-                self.model.save(temporary)
+                save_model(self.model, temporary)
                 write_record(temporary, self.record, epochs=epoch + 1)

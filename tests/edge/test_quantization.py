@@ -325,7 +325,7 @@ def test_a_recipe_is_one_row(vit, quick, tmp_path, monkeypatch):
     artifact = edge.litert.quantize(f32, "dense_only", folder=tmp_path)
     dtypes = {t["name"]: t["dtype"] for t in litert.load(artifact).interpreter.get_tensor_details()}
     assert dtypes["block_0/mlp/fc1/kernel"] is np.int8 and dtypes["stem/kernel"] is np.float32
-    choice = edge.quantize_to(model, 10, metric="agreement", dataset=x, folder=tmp_path / "tried")
+    choice = edge.quantize_to(model, 10, metric="sqnr", dataset=x, folder=tmp_path / "tried")
     assert [trial.recipe for trial in choice.tried] == ["dense_only"]
     with pytest.raises(ValueError, match=r"No litert recipe 'static_int8'. There are: dense_only"):
         edge.litert.quantize(f32, "static_int8")
@@ -541,7 +541,7 @@ def test_quantize_to_holds_the_budget(vit, quick, tmp_path):
     model, x, expected, _ = vit
     batches = [(x[i : i + 8], expected[i : i + 8].argmax(-1)) for i in range(0, 24, 8)]
     choice = edge.quantize_to(
-        model, 10, metric="agreement", dataset=batches, folder=tmp_path, recipes=("static_int8", "float16")
+        model, 10, metric="sqnr", dataset=batches, folder=tmp_path, recipes=("static_int8", "float16")
     )
     holding = [t for t in choice.tried if t.drop <= 10]
     assert choice.artifact in [t.artifact for t in holding]
@@ -550,7 +550,7 @@ def test_quantize_to_holds_the_budget(vit, quick, tmp_path):
     equal = [t for t in holding if equally_fast(t.latency, fastest.latency)]
     assert (
         choice.artifact == min((t.artifact for t in equal), key=lambda a: a.size_bytes)
-        and edge.verify(choice.artifact, model, x[6:]).top1_agreement >= 0.9
+        and edge.verify(choice.artifact, model, x[6:]).sqnr_db >= 20
     )
     assert len(choice.table()) == 2 + len(choice.tried)
 

@@ -1,6 +1,6 @@
 """What happens to files: names, hashes, descriptions, kills, and what of the user's lies beside them.
 
-Numbers are those of the reported cases.
+Numbers are those of the reported cases. One file, since its parts share the artifacts that are written once.
 """
 
 import builtins
@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import warnings
@@ -19,12 +20,21 @@ import keras
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image
 
 import keras_vits
 from keras_vits import edge
 from keras_vits._util import files, scratch
+from keras_vits.cli import demo_job
 from keras_vits.edge import artifact as artifacts
+from keras_vits.edge.devices.ios import write_steps
 from keras_vits.edge.evidence.report import Row, report
+from keras_vits.edge.targets.coreml.compress import COMPRESSORS
+from keras_vits.edge.tune.sensitivity import LayerNoise, Sensitivity
+from keras_vits.preprocess import Preprocessing
+from keras_vits.training import fit
+from keras_vits.training._record import read_record
+from keras_vits.training.data import Pictures
 
 pytestmark = pytest.mark.once
 
@@ -322,6 +332,94 @@ def test_damaged_bytes_are_one_sentence_even_with_the_right_hash(format, folder_
             artifacts.load(file.path)
 
 
+@pytest.fixture(scope="module")
+def quantized(models, tmp_path_factory):
+    """A file of integers, and a float one of a model that was fine-tuned for them."""
+    folder, images = tmp_path_factory.mktemp("quantized"), np.zeros((4, 16, 16, 3), "float32")
+    images[:] = np.linspace(-1, 1, 4)[:, None, None, None]
+    first = edge.litert.quantize(edge.litert.export(models[0], folder, name="v"), "static_int8", images)
+    tuned = edge.litert.export(edge.qat(models[0], "static_int8", images), folder, name="tuned")
+    return first, tuned
+
+
+RANGES = {
+    "limits in the wrong order": lambda ranges: ranges.update({next(iter(ranges)): [1.0, -1.0]}),
+    "one limit": lambda ranges: ranges.update({next(iter(ranges)): [1.0]}),
+    "text": lambda ranges: ranges.update({next(iter(ranges)): "/etc/passwd"}),
+    "nothing of a layer": lambda ranges: ranges.pop(next(name for name in ranges if "fc1" in name)),
+    "absurd": lambda ranges: ranges.update({name: [-1e308, 1e308] for name in ranges}),
+}
+
+
+@pytest.mark.parametrize("damage", [*RANGES, "another field", "mean of one channel"])
+def test_damaged_ranges_of_a_fine_tuning_are_told_with_their_file(damage, quantized, tmp_path):
+    def change(fields):
+        told = fields["trained_for"]
+        if damage in RANGES:
+            RANGES[damage](told["ranges"])
+        elif damage == "another field":
+            told["RANGES"] = told.pop("ranges")
+        else:
+            told["mean"] = [0.5]
+
+    file = described(copied(quantized[1], tmp_path), change)
+    with pytest.raises(ValueError, match=r"tuned_float32\.tflite\.json has .*range") as caught:
+        edge.litert.quantize(artifacts.load(file.path), "static_int8")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*int8*"))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 1e-40, 1e-15, 1e8])
+def test_a_scale_that_would_end_the_process_is_refused(scale, quantized, tmp_path):
+    """Whoever can write the file can write its hash, too: LiteRT believes every scale."""
+    from keras_vits.edge.targets.litert.flatbuffer import File
+
+    assert artifacts.load(quantized[0].path) == quantized[0]
+    whole = quantized[0].path.read_bytes()
+    parsed = File(whole)
+    dense = next(op for op in parsed.main.operators if parsed.builtin(op) == "FULLY_CONNECTED")
+    old = float(parsed.main.tensors[dense.outputs[0]].quantization.scale[0])
+    file = copied(quantized[0], tmp_path)
+    file.path.write_bytes(whole.replace(struct.pack("<f", old), struct.pack("<f", scale)))
+    digest = files.sha256(file.path)
+    described(file, lambda fields: fields.update(sha256=digest))
+    with pytest.raises(ValueError, match=r"does not describe .*(has a scale or a zero point|the scale of) .*"):
+        artifacts.load(file.path)
+
+
+@pytest.mark.parametrize("damage", ["a field of another type", "weights without a file"])
+def test_a_package_that_coremltools_cannot_read_is_named(damage, folder_of, tmp_path):
+    file = copied(folder_of["coreml"], tmp_path)
+    if damage == "a field of another type":
+        manifest = json.loads((file.path / "Manifest.json").read_text())
+        next(iter(manifest["itemInfoEntries"].values()))["author"] = []
+        (file.path / "Manifest.json").write_text(json.dumps(manifest))
+    else:
+        manifest = json.loads((file.path / "Manifest.json").read_text())
+        manifest["itemInfoEntries"] = {
+            key: item for key, item in manifest["itemInfoEntries"].items() if key == manifest["rootModelIdentifier"]
+        }
+        (file.path / "Manifest.json").write_text(json.dumps(manifest))
+    digest = files.sha256(file.path)
+    described(file, lambda fields: fields.update(sha256=digest))
+    with pytest.raises(ValueError, match=r"v_float16\.mlpackage cannot be read") as caught:
+        edge.coreml.quantize(artifacts.load(file.path), "int8")
+    assert "\n" not in str(caught.value) and not list(tmp_path.glob("*int8*"))
+
+
+def test_a_damaged_onnx_file_is_one_sentence_and_nothing_else(folder_of, tmp_path, capfd):
+    file = copied(folder_of["onnx"], tmp_path)
+    whole = file.path.read_bytes()
+    assert b"MatMul" in whole
+    file.path.write_bytes(whole.replace(b"MatMul", b"Mat\xa0ul", 1))
+    digest = files.sha256(file.path)
+    described(file, lambda fields: fields.update(sha256=digest))
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=r"v_float32\.onnx cannot be run: it is truncated, damaged"):
+        edge.onnx.load(artifacts.load(file.path))
+    assert capfd.readouterr() == ("", "")
+
+
 # ---------------------------------------------------------------- robust 1: nothing of the user's is lost
 
 
@@ -410,13 +508,15 @@ def test_a_folder_that_looks_like_a_bundle_is_none(folder_of, tmp_path):
     before = content(tmp_path)
     for listed in (
         None,
-        '{"files": {}}',
-        '{"files": {"../thesis.txt": ["0"]}}',
-        "[]",
-        '{"files": {"/etc/passwd": []}}',
+        b'{"files": {}}',
+        b'{"files": {"../thesis.txt": ["0"]}}',
+        b"[]",
+        b'{"files": {"/etc/passwd": []}}',
+        b'{"files": {"\xf8": ["0"]}}',  # no text
+        b'{"files": ' + b"[" * 9999,
     ):
         if listed:
-            (tmp_path / "work" / "model" / "files.json").write_text(listed)
+            (tmp_path / "work" / "model" / "files.json").write_bytes(listed)
         with pytest.raises(ValueError, match="holds something that is not a bundle"):
             edge.bundle(folder_of["litert"], tmp_path / "work", "android")
     (tmp_path / "work" / "model" / "files.json").unlink()
@@ -526,6 +626,7 @@ class Kills:
         self.states.mkdir()
         scratch.close()
         monkeypatch.setattr(tempfile, "tempdir", str(self.system))
+        monkeypatch.setattr(os, "fsync", lambda _: None)  # what is copied is what Python sees, on the disk or not
         for name, text in self.USERS.items():
             (self.out / name).parent.mkdir(exist_ok=True)
             (self.out / name).write_bytes(text)
@@ -575,6 +676,7 @@ class Kills:
             scratch.close()
             self.users(state)
             check(True)
+            scratch.close()  # what the check itself opened
             left = [p.name for p in self.out.rglob(".keras_vits*") if p.name not in self.USERS]
             assert not left and not os.listdir(self.system), f"{state} left {left}, {os.listdir(self.system)}"
         return len(states)
@@ -659,6 +761,15 @@ def two(tmp_path_factory):
     return found
 
 
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory):
+    """A Core ML classifier that takes pictures, as the bundle for iOS has it."""
+    image = keras.Input((16, 16, 3), name="image")
+    model = keras.Model(image, keras.layers.Dense(3, name="head")(keras.layers.Flatten()(image)), name="v")
+    model.class_names, model.preprocessing = ["x", "y", "z"], Preprocessing(image_size=(16, 16))
+    return edge.coreml.export(model, tmp_path_factory.mktemp("pictured"), name="v", image_input=True)
+
+
 @pytest.mark.parametrize("over", [False, True], ids=["new", "over another"])
 @pytest.mark.parametrize("format", ["litert", "onnx", "coreml"])
 def test_an_export_that_is_killed_loses_nothing_and_leaves_nothing(format, over, kills, two, monkeypatch):
@@ -698,31 +809,168 @@ def test_a_quantization_that_is_killed_loses_nothing_and_leaves_nothing(format, 
     kills(lambda: module.quantize(new[format], "dynamic_int8", None, kills.out, overwrite=True), check)
 
 
-def test_a_bundle_that_is_killed_loses_nothing_and_leaves_nothing(kills, two, monkeypatch):
+def test_a_core_ml_compression_that_is_killed_loses_nothing_and_leaves_nothing(kills, two, monkeypatch):
     (_, old), (_, new) = two
+    first, second = (edge.coreml.quantize(each["coreml"], "int8") for each in (old, new))
+    copied(first, kills.out)
+    check = pair(kills, first.path.name, first, second, refused=("No such file",))
+    MLModel = edge.coreml.coremltools().models.MLModel
+    monkeypatch.setitem(COMPRESSORS, "int8", lambda *_: MLModel(str(second.path), skip_model_load=True))
+    steps = kills(lambda: edge.coreml.quantize(new["coreml"], "int8", None, kills.out, overwrite=True), check)
+    assert steps >= 8
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["new", "over another"])
+def test_a_keras_file_whose_export_is_killed_loses_nothing_and_leaves_nothing(over, kills, two, tmp_path):
+    first, second = (
+        edge.keras_file.export(each[0]["litert"], tmp_path / str(i), name="v") for i, each in enumerate(two)
+    )
+    if over:
+        copied(first, kills.out)
+    check = pair(kills, "v.keras", first if over else None, second, refused=() if over else ("No such file",))
+    model = two[1][0]["litert"]
+    assert kills(lambda: edge.keras_file.export(model, kills.out, name="v", overwrite=over), check) >= 8
+
+
+@pytest.mark.parametrize("exported", [False, True], ids=["alone", "with the .json of an export"])
+def test_a_model_whose_saving_is_killed_is_the_old_or_the_new_one(exported, kills, two):
+    old, new = (each[0]["litert"] for each in two)
+    path = kills.out / "v.keras"
+    (edge.keras_file.export(old, kills.out, name="v") if exported else old.save(path))
+    before = path.read_bytes()
+
+    def check(done):
+        if exported and path.read_bytes() != before:  # it is not the file of the .json any more: not silently
+            with pytest.raises(ValueError, match=r"changed after it was written.* or delete that file"):
+                keras_vits.load(path)
+            return
+        found = keras_vits.load(path)
+        assert found.class_names == new.class_names or (not done and found.class_names == old.class_names)
+        expected = new if found.class_names == new.class_names else old
+        assert all(map(np.array_equal, found.get_weights(), expected.get_weights()))
+        assert (
+            set(content(kills.out)) == {"v.keras", *kills.USERS} | ({"v.keras.json"} if exported else set()) or not done
+        )
+
+    assert kills(lambda: new.save(path), check) >= 4
+
+
+def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(kills, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), "uint8")
+
+    def begin(checkpoint, epochs, resume):
+        keras.utils.set_random_seed(0)
+        model = make(classes=2)
+        read = Pictures(
+            sources=pixels, labels=np.arange(8) % 2, class_names=("a", "b"), preprocessing=model.preprocessing
+        )
+        fit.fit(model, read, read, epochs=epochs, batch_size=8, checkpoint=checkpoint, resume=resume)
+        return model
+
+    whole = tmp_path / "whole.keras"
+    models = {1: begin(whole, 1, False)}
+    path = kills.out / "v.checkpoint.keras"
+    shutil.copy(whole, path)
+    models[2] = begin(whole, 2, True)
+    saver, known = fit._AfterEpoch(path, read_record(whole), None), {}
+    saver.set_model(models[2])
+
+    def check(done):
+        digest = files.sha256(path)
+        if digest not in known:
+            known[digest] = read_record(path).epochs
+            assert all(map(np.array_equal, keras_vits.load(path).get_weights(), models[known[digest]].get_weights()))
+        assert known[digest] == 2 or (known[digest] == 1 and not done)
+        assert set(content(kills.out)) == {path.name, *kills.USERS} or not done
+
+    steps = kills(lambda: saver.on_epoch_end(1, {"loss": 1.0}), check)
+    assert steps >= 8
+    for step in (0, steps // 2, steps - 1):  # and the training itself goes on from there
+        shutil.rmtree(kills.both)
+        shutil.copytree(kills.states / str(step), kills.both)
+        again = begin(path, 2, True)
+        assert all(map(np.array_equal, again.get_weights(), models[2].get_weights()))
+        assert read_record(path).epochs == 2 and set(content(kills.out)) == {path.name, *kills.USERS}
+
+
+def test_files_of_the_command_line_are_whole_or_not_there(kills, two, tmp_path, run):
+    """The answers of `predict` as CSV and JSON, and the list of a demo's files."""
+    (_, old), (_, new) = two
+    Image.fromarray(np.zeros((16, 16, 3), "uint8")).save(tmp_path / "photo.png")
+    texts = {}
+
+    def write(artifact, out):
+        for name in ("labels.csv", "labels.json"):
+            code, _, err = run("predict", tmp_path / "photo.png", "--model", artifact.path, "--out", out / name)
+            assert code == 0, err
+        demo_job._list(out, [artifact])
+
+    for artifact in (old["litert"], new["litert"]):
+        write(artifact, tmp_path / artifact.class_names[0])
+        for name, text in content(tmp_path / artifact.class_names[0]).items():
+            texts.setdefault(name, []).append(text)
+    write(old["litert"], kills.out)
+
+    def check(done):
+        found = {name: text for name, text in content(kills.out).items() if name in texts}
+        assert set(found) == set(texts)
+        assert all(text in (texts[name][1:] if done else texts[name]) for name, text in found.items())
+
+    assert kills(lambda: write(new["litert"], kills.out), check) >= 12
+
+
+def test_drawings_and_steps_are_whole_or_not_there(kills, two):
+    (_, old), (_, new) = two
+    rows = lambda decibel: (LayerNoise(layer="head", sqnr_db=decibel),)
+
+    def write(artifact, decibel):
+        write_steps(artifact, kills.out)
+        Sensitivity(model="v", recipe="static_int8", images=4, rows=rows(decibel)).plot(kills.out / "layers.svg")
+
+    write(old["coreml"], 10.0)
+    first = content(kills.out)
+    write(new["coreml"], 20.0)
+    second = content(kills.out)
+    drawing, steps = (name for name in sorted(first) if first[name] != second[name])
+    for name, text in first.items():
+        (kills.out / name).write_bytes(text)
+
+    def check(done):
+        found = {name: text for name, text in content(kills.out).items() if name in second}
+        assert set(found) == set(second) and found[drawing].endswith(b"</svg>\n")
+        assert found[steps] == second[steps] or (not done and found[steps] == first[steps])
+
+    assert kills(lambda: write(new["coreml"], 20.0), check) >= 8
+
+
+@pytest.mark.parametrize("platforms", [("web", "android"), ("android", "ios")], ids=" to ".join)
+def test_a_bundle_that_is_killed_loses_nothing_and_leaves_nothing(platforms, kills, two, pictured, monkeypatch):
+    (_, old), (_, new) = two
+    old, new = old["litert"], pictured if platforms[1] == "ios" else new["litert"]
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), "uint8")
     app = kills.out / "app"
-    edge.bundle(old["litert"], app, "web", images=pixels)
+    edge.bundle(old, app, platforms[0], images=pixels)
     (app / "mine.ts").write_text("mine")
     monkeypatch.setattr(kills, "USERS", {**kills.USERS, "app/mine.ts": b"mine"})
 
     def check(done):
         app = kills.out / "app"
-        model, about = app / "model" / "model.tflite", app / "model" / "model.json"
+        about = app / "model" / "model.json"
         if done or about.is_file():  # without it an app finds no model
             sha256 = json.loads(about.read_text())["sha256"]
-            assert files.sha256(model) == sha256
-            assert sha256 == new["litert"].sha256 or (not done and sha256 == old["litert"].sha256)
+            which = new if sha256 == new.sha256 else old
+            assert sha256 == new.sha256 or (not done and sha256 == old.sha256)
+            assert files.sha256(app / "model" / f"model{which.path.suffix}") == sha256
             labels = (app / "model" / "labels.txt").read_text().split("\n")[:-1]
-            which = new if sha256 == new["litert"].sha256 else old
-            assert tuple(labels) == which["litert"].class_names
+            assert tuple(labels) == which.class_names
         if done:
             listed = json.loads((app / "model" / "files.json").read_text())["files"]
             own = {name for name in content(app)} - {"mine.ts", "model/files.json"}
             assert own == set(listed) and all(listed[name] == [files.sha256(app / name)] for name in own)
-            assert "ImageClassifier.kt" in own and "ImageClassifier.ts" not in own
+            sources = {"web": "ImageClassifier.ts", "android": "ImageClassifier.kt", "ios": "ImageClassifier.swift"}
+            assert {name for name in own if name.startswith("ImageC")} == {sources[platforms[1]]}
 
-    kills(lambda: edge.bundle(new["litert"], kills.out / "app", "android", images=pixels), check)
+    kills(lambda: edge.bundle(new, kills.out / "app", platforms[1], images=pixels), check)
 
 
 def test_a_report_that_is_killed_loses_nothing_and_leaves_nothing(kills, two):

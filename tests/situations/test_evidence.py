@@ -315,6 +315,18 @@ def test_what_always_gives_the_most_frequent_class_tells_nothing(tmp_path):
     assert not list((tmp_path / "tried").glob("*int8*"))
 
 
+def test_a_model_of_one_answer_agrees_with_whatever_its_files_give(four, tmp_path):
+    (model, _), x = constant(0.9), random(40, 32, 32, 3)
+    words = r"gives 100\.0% of these images one answer, so that a file that gives it to all .* hold max_drop=0:"
+    with pytest.raises(ValueError, match=words):
+        edge.quantize_to(model, 0, metric="agreement", dataset=x, folder=tmp_path / "one")
+    model, _, x, truth = four  # which it names right: the budget reaches down to one answer to all
+    most = np.unique(truth[10:], return_counts=True)[1].max() / 30
+    with pytest.raises(ValueError, match=rf"gives {most:.1%} of these images one answer"):
+        edge.quantize_to(model, 100 * (1 - most) + 0.1, metric="agreement", dataset=x, folder=tmp_path / "four")
+    assert not list(tmp_path.rglob("*int8*"))
+
+
 def test_a_budget_down_to_the_most_frequent_class_is_refused(four, tmp_path):
     model, _, x, truth = four
     most = np.unique(truth[10:], return_counts=True)[1].max() / 30

@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import families
 import keras
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 from test_parity import close, randomized
 from test_transformers import DINOV2, OURS, VIT, build, changed
@@ -21,6 +23,9 @@ from test_weights import exported
 import keras_vits
 from keras_vits import checkpoints
 from keras_vits.checkpoints import files, sources
+from keras_vits.edge.devices import ios
+from keras_vits.preprocess import Preprocessing
+from keras_vits.training import data
 
 FAMILY = next(f for f in families.FAMILIES if f.name == "vit")
 SHAPE = {k: v for k, v in FAMILY.tiny.items() if k not in ("num_classes", "image_size")}
@@ -543,11 +548,50 @@ def test_a_manifest_names_files_of_its_own_only(package, tmp_path, path):
 
 
 @pytest.mark.once
-def test_no_damaged_file_ends_in_an_internal_error():
-    """Some of what `python tools/fuzz.py --seconds 120` tries."""
+@pytest.mark.early
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_damaged_file_ends_in_an_internal_error(seed):
+    """Two minutes of tools/fuzz.py, of one process; what it prints names the seed and the case."""
     pytest.importorskip("torch")
-    options = ["--seconds", "30", "--seed", "0", "--cases", "2000"]
+    options = ["--seconds", "60", "--seed", str(seed), "--cases", "2000", "--processes", "1"]
     done = subprocess.run([sys.executable, ROOT / "tools" / "fuzz.py", *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = [int(n) for n in done.stdout.splitlines()[-1].split()[1:]]
     assert counts[0] > 100 and counts[2:] == [0, 0], done.stdout
+
+
+@pytest.mark.once
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take names of text alone")
+def test_pictures_whose_names_are_no_text_are_read(tmp_path, monkeypatch):
+    for i, folder in enumerate(("ant", "bee\udcff")):
+        (tmp_path / folder).mkdir()
+        for name in ("a\udcff.png", "b.png", "c\udce9.png"):
+            Image.fromarray(np.full((8, 8, 3), 40 * i, "uint8")).save(tmp_path / folder / name)
+    preprocessing = Preprocessing(image_size=(8, 8))
+    read = data.load(tmp_path, preprocessing)
+    assert len(read.train) == 4 and len(read.validation) == 2 and len(read.train.fingerprint()) == 64
+    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)  # as of a large folder, of which the files are read again
+    again = data.load(tmp_path, preprocessing)
+    assert len(again.train.fingerprint()) == 64 and again.train.fingerprint() != read.train.fingerprint()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda results: results["predict"].update(startTime=1e300),
+        lambda results: results["predict"].update(samples=[0.01, -5.0]),
+        lambda results: results["load"].update(samples=[1e308]),
+    ],
+    ids=["when it was", "negative", "endless"],
+)
+def test_times_that_are_none_are_refused_in_xcodes_report(change, tmp_path):
+    results = {"predict": {"samples": [0.01, 0.02], "startTime": 7e8}, "load": {"samples": [0.2]}}
+    change(results)
+    report = {"jsonVersion": 1, "modelMetadata": {"fileName": "v_float16", "size": 9}, "computeUnit": 2}
+    report |= {"deviceInfo": {"modelName": "iPhone 16 Pro", "osNameAndVersionWithoutBuildNumber": "iOS 26.5"}}
+    (tmp_path / "phone.mlperf").mkdir()
+    (tmp_path / "phone.mlperf" / "report.json").write_text(json.dumps(report | {"deviceResults": results}))
+    artifact = SimpleNamespace(path=tmp_path / "v_float16.mlpackage", size_bytes=9)
+    with pytest.raises(ValueError, match=r"phone\.mlperf (was begun|has times) .*: run the test again"):
+        ios.read_report(tmp_path / "phone.mlperf", artifact)

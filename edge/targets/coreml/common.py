@@ -45,6 +45,16 @@ def alone_and_quiet() -> Iterator[pathlib.Path]:
         yield folder
 
 
+@contextlib.contextmanager
+def telling(path: pathlib.Path) -> Iterator[None]:
+    """Says which package coremltools cannot read, and why, in place of its own errors of any class."""
+    try:
+        yield
+    except Exception as e:  # of a damaged package, its C++ and its parser raise whatever they come to
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise ValueError(f"{path} cannot be read by coremltools ({reason}): export the model again.") from e
+
+
 def tied(model: Any, folder: pathlib.Path) -> Any:
     """The `MLModel`, with which the folder of its package goes; `release` removes it earlier."""
     model.keras_vits_folder = weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)

@@ -12,7 +12,7 @@ import numpy as np
 from ... import artifact as artifacts
 from ...quantize.calibration import batches
 from ...quantize.recipes import check_calibrated, checked_recipe
-from .common import INSTALL, PRECISIONS, alone_and_quiet, coremltools, tied
+from .common import INSTALL, PRECISIONS, alone_and_quiet, coremltools, telling, tied
 from .mlprogram import Program
 from .writer import save
 
@@ -72,8 +72,9 @@ def quantize(
     program = Program(artifact.path)  # a damaged package ends here, with one clear line
     ranges = program.ranges(_images(artifact, calibration)) if checked.needs_calibration else {}
     with alone_and_quiet() as folder_of_packages:
-        model = ct.models.MLModel(str(artifact.path), skip_model_load=True)
-        compressed = tied(COMPRESSORS[recipe](model, ranges), folder_of_packages)
+        with telling(artifact.path):
+            compressed = COMPRESSORS[recipe](ct.models.MLModel(str(artifact.path), skip_model_load=True), ranges)
+        compressed = tied(compressed, folder_of_packages)
     name = artifacts.file_name(artifact.model, recipe, ".mlpackage")
     tools = {**artifact.tools, "coremltools": ct.__version__}
     with artifacts.writing(folder or artifact.path.parent, name, overwrite=overwrite) as draft:

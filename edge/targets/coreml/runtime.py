@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from keras_vits._util import jsons
 from keras_vits._util.progress import progress
 
 from ... import artifact as artifacts
 from ...headers import METADATA
 from .._batches import check_output, checked
-from .common import COMPUTE_UNITS, check_option, coremltools
+from .common import COMPUTE_UNITS, check_option, coremltools, telling
 from .mlprogram import Program
 
 Arrays = dict[str, np.ndarray]
@@ -44,7 +45,7 @@ class _Written(msgspec.Struct):
 def _written(artifact: artifacts.Artifact, text: str) -> _Written:
     try:
         return msgspec.json.decode(text, type=_Written)
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except jsons.ERRORS as e:
         raise ValueError(f"{artifact.path} has damaged metadata ({e}): export the model again.") from None
 
 
@@ -69,7 +70,8 @@ class Runner:
             import platform
 
             units = ct.ComputeUnit[self.compute_units.upper()]
-            self._model = ct.models.MLModel(str(artifact.path), compute_units=units)
+            with telling(artifact.path):
+                self._model = ct.models.MLModel(str(artifact.path), compute_units=units)
             self.runtime = f"Core ML on macOS {platform.mac_ver()[0]}"
             self.verified_by = "Core ML on macOS"
         else:

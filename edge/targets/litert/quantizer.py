@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
+
+import msgspec
 
 from ... import artifact as artifacts
 from ...artifact import Artifact
@@ -14,6 +17,8 @@ from ...quantize.recipes import check_calibrated, checked_recipe
 from .exporter import save
 from .packages import require
 from .quantization.prepare import Choice, Preparation
+
+LARGEST = 2.0**100  # of a range: far below what float32 holds, so that its width is a number, too
 
 
 def quantize(
@@ -54,7 +59,7 @@ def quantize(
         )
     choice = None
     if calibration is None and artifact.trained_for.get("recipe") == chosen.name:
-        choice = Choice(**artifact.trained_for)
+        choice = _trained(artifact)
     if choice is None:
         check_calibrated(chosen, calibration)
     require("ai_edge_quantizer.quantizer")
@@ -63,7 +68,14 @@ def quantize(
     images = None
     if calibration is not None:
         images = list(batches(calibration, artifact.inputs, "reading images"))
-    content = Preparation(artifact.path.read_bytes(), chosen, images, float_layers, choice=choice).quantized()
+    try:
+        content = Preparation(artifact.path.read_bytes(), chosen, images, float_layers, choice=choice).quantized()
+    except ValueError as e:
+        if choice is None:
+            raise
+        raise ValueError(
+            f"{artifacts.sidecar(artifact.path)} has ranges that do not fit {artifact.path.name}: {e}"
+        ) from e
     name = artifacts.file_name(artifact.model, chosen.name, ".tflite", float_layers)
     with artifacts.writing(folder or artifact.path.parent, name, overwrite=overwrite) as draft:
         tools = {
@@ -73,3 +85,25 @@ def quantize(
         }
         draft.describe(**artifacts.like(artifact, recipe=chosen.name, tools=tools, trained_for={}))
     return draft.artifact
+
+
+def _trained(artifact: Artifact) -> Choice:
+    """What the fine-tuning of a file's model chose.
+
+    Raises:
+        ValueError: it is no choice, or one with limits that no tensor has.
+    """
+    beside = artifacts.sidecar(artifact.path)
+    try:
+        choice = msgspec.convert(dict(artifact.trained_for), Choice)
+    except msgspec.ValidationError as e:
+        raise ValueError(f"{beside} has damaged ranges ({e}): export the fine-tuned model again.") from None
+    numbers = [*choice.mean, *itertools.chain.from_iterable(choice.ranges.values())]
+    channels = artifact.image.shape[-1]
+    if not all(abs(number) < LARGEST for number in numbers) or len(choice.mean) != channels:
+        raise ValueError(
+            f"{beside} has ranges or a mean of the image that are no numbers for it: export the fine-tuned model again."
+        )
+    if wrong := [name for name, (low, high) in choice.ranges.items() if low > high]:
+        raise ValueError(f"{beside} has a range of {wrong[0]!r} that ends before it begins: export the model again.")
+    return choice

@@ -45,7 +45,7 @@ def session(content: str | bytes, threads: int = 2) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # it writes to stderr what its errors say, too
     try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as e:  # its errors have no common class
         lacks = re.search(r"implementation for (\w+)\(\d+\) node with name '([^']*)'", str(e))
         if lacks:
