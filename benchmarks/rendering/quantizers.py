@@ -26,8 +26,8 @@ def section(rows):
         "## Our quantization beside ai-edge-quantizer's algorithms",
         "",
         f"Recorded from {dates[0]} to {dates[-1]} by `benchmarks/quantizers.py`, with ai-edge-quantizer "
-        f"{one['ai_edge_quantizer']}. SQNR of the logits in dB on {one['test']} images, of files with the same layers in "
-        f"the same bits and the same {one['calibration']} calibration images: three models with random weights, "
+        f"{one['ai_edge_quantizer']}. SQNR of the logits in dB on {one['test']} images, of files with the same layers "
+        f"in the same bits and the same {one['calibration']} calibration images: three models with random weights, "
         "calibrated on crops of one photograph and measured on crops of another, and a ViT trained on handwritten "
         "digits. The numbers of a static row in brackets are of files whose dense layers are dynamically quantized all "
         "the same: compare them with the dynamic rows.",

@@ -536,9 +536,9 @@ class VisionModel(keras.Model):
             raise ValueError(f"Models of keras_vits are saved as .keras files; received {filepath}.")
         refuse_quantized(self)
         name = str(filepath)
-        whole = name.endswith(".keras") and zipped is not False and not name.startswith("hf://")
-        whole = whole and (overwrite or not os.path.lexists(filepath))
-        target = writing(pathlib.Path(filepath)) if whole else contextlib.nullcontext(filepath)
+        one_file = name.endswith(".keras") and zipped is not False and not name.startswith("hf://")
+        asks = not overwrite and os.path.lexists(filepath)  # Keras does
+        target = writing(pathlib.Path(filepath)) if one_file and not asks else contextlib.nullcontext(filepath)
         with without_tensorflow(), temporary_files(), target as place:
             super().save(place, overwrite=overwrite, zipped=zipped, **kwargs)
 
