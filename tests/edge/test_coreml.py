@@ -220,6 +220,7 @@ NARROW = {  # op -> functions (builder, x (12,4,5) or (48,5)) -> Value
 }
 
 
+@pytest.mark.once
 def test_every_operation_has_a_case():
     assert set(CASES) == set(OPS) == set(HANDLERS) - {"attention"}
 
@@ -706,14 +707,9 @@ PREPROCESSINGS = {
 
 
 @pytest.mark.parametrize(
-    "family_name, name",
-    [
-        ("vit", "bgr"),
-        pytest.param("vit", "equal", marks=pytest.mark.once),
-        pytest.param("vit", "unequal", marks=pytest.mark.once),
-        pytest.param("mobilevit", "bgr", marks=pytest.mark.once),
-    ],
+    "family_name, name", [("vit", "bgr"), ("vit", "equal"), ("vit", "unequal"), ("mobilevit", "bgr")]
 )
+@pytest.mark.once
 def test_image_input_normalises_as_the_model_says(family_name, name, tmp_path):
     """Pixels in, with stems that pad (mobilevit) and that do not."""
     model = create(family_name, preprocessing=PREPROCESSINGS[name])
@@ -751,6 +747,7 @@ def test_the_same_bytes_whatever_the_order_of_the_metadata(tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.once  # what follows the Graph; that it is the model on every backend is in test_model_equals_file
 def test_a_classifier(tmp_path):
     """A picture in, labelled probabilities out, also after compression; a softmax without labels is plain numbers."""
     names = ["zebra", "apple", "ünicode", "d", "e"]

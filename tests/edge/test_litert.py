@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import os
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -218,7 +217,7 @@ def test_the_same_bytes_every_time(tmp_path):
 
 
 def test_two_threads_export_at_once(tmp_path):
-    models = [family.create() for family in FAMILIES]
+    models = [family.create() for family in FAMILIES[::3]]
     alone = [edge.litert.export(model, tmp_path / "alone").sha256 for model in models]
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(lambda model: edge.litert.export(model, tmp_path / "together").sha256, models))
@@ -480,6 +479,7 @@ def test_static_int8_against_the_quantizers_own_recipe(tmp_path):
     assert ours.sqnr_db >= 34 > 20 > sqnr_db(theirs.predict(x[8:]), model.predict(x[8:], verbose=0))
 
 
+@pytest.mark.once  # a file of any backend is quantized alike
 def test_quantize_a_file_that_takes_pixels(tmp_path):
     model = FAMILIES[0].create()
     pixels = RANDOM.integers(0, 256, (8, *model.input_shape[1:]), dtype=np.uint8)
@@ -528,6 +528,7 @@ def f32(tmp_path):
     return edge.litert.export(FAMILIES[0].create(), tmp_path)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("calibration", "message"),
     [
