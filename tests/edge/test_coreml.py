@@ -658,6 +658,22 @@ def test_the_same_model_gives_the_same_program(tmp_path):
 
 
 @pytest.mark.once
+def test_a_program_that_a_pass_breaks_is_not_written(monkeypatch, tmp_path):
+    """coremltools' check of its program comes after the last pass, and only there."""
+    common.coremltools()
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    def breaks(graph_pass, program):
+        (function,) = program.functions.values()
+        function.outputs[0]._child_ops.append(function.outputs[0].op)
+
+    monkeypatch.setattr(type(PASS_REGISTRY["common::topological_reorder"]), "apply", breaks)
+    with pytest.raises(Exception, match="should be consumed by op"):
+        coreml.export(create("vit"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.once
 def test_errors(tmp_path):
     model = create("vit")
     for options, message in [
