@@ -27,6 +27,7 @@ if coverage is not None:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = map(str, (ROOT / "tests", ROOT / "tools", ROOT / "benchmarks"))
+gc.set_threshold(50_000, 20, 50)  # imports and the rewriting of the tests' modules make much, and leave no garbage
 
 
 def pytest_sessionstart():
@@ -94,7 +95,6 @@ def cheap_garbage_collection():
     """Python does not look for garbage among what the imports left again and again: a tenth of all time was that."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)
