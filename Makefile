@@ -16,6 +16,7 @@ WHEEL_AFTER := jax
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE # where it is set, each of a hundred processes would compile the package and the tests anew
 
 .PHONY: demo test lint docs bench clean
 

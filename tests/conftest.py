@@ -27,6 +27,7 @@ if coverage is not None:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = map(str, (ROOT / "tests", ROOT / "tools", ROOT / "benchmarks"))
+gc.set_threshold(50_000, 20, 50)  # imports and the rewriting of the tests' modules make much, and leave no garbage
 
 
 def pytest_sessionstart():
@@ -68,12 +69,36 @@ def signatures_are_read_once():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def plain_attributes_are_plain():
+    """Keras asks of every attribute of a layer whether it is a variable, a layer or a list of them, and PyTorch asks
+    again; a number, a string or a function is none of these: another tenth of the time of a model."""
+    import keras
+    from keras.src.layers import Layer
+
+    if keras.backend.backend() == "tensorflow":  # whose own base class of layers takes notes, too
+        yield
+        return
+    theirs, plain = Layer.__setattr__, {bool, int, float, str, type(None), types.FunctionType}
+    registered = ("_parameters", "_modules", "_buffers")  # of PyTorch: such a name may be taken from there
+
+    def assign(layer, name, value):
+        held = layer.__dict__
+        if type(value) in plain and "_tracker" in held and not any(name in held.get(kind, ()) for kind in registered):
+            object.__setattr__(layer, name, value)
+        else:
+            theirs(layer, name, value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Layer, "__setattr__", assign)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cheap_garbage_collection():
     """Python does not look for garbage among what the imports left again and again: a tenth of all time was that."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)

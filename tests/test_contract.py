@@ -70,19 +70,19 @@ WHOLE = {family.variant for family in families.FAMILIES}
 def test_parameters_and_multiply_adds(name):
     """Exact numbers of timm's parameters, and PyTorch's count of its multiply-adds.
 
-    Where one block is repeated, a variant of each family is built whole, the others with two blocks: what the second
-    adds counts as often as the depth says.
+    Where one block is repeated, a variant of each family is built whole, the others with one block, which counts as
+    often as the depth says.
     """
     row = VARIANTS[name]
     cls, hyperparameters = registry.lookup(name)
-    depth = getattr(cls._checked(hyperparameters), "depth", 2)
-    shallow = dict(depth=2) if depth > 2 and name not in WHOLE else {}
+    depth = getattr(cls._checked(hyperparameters), "depth", 1)
+    shallow = dict(depth=1) if depth > 1 and name not in WHOLE else {}
     with keras_private.values_later():
         model = keras_vits.create(name, num_classes=int(row["num_classes"]), **shallow)
         parts = [(1, model)]
         if shallow:
-            first, second = model.get_layer("block_0"), model.get_layer("block_1")
-            parts.append((depth - 2, keras.Model(first.output, second.output)))
+            block = model.get_layer("block_0")
+            parts.append((depth - 1, keras.Model(block.input, block.output)))
     assert model.input_shape == (None, int(row["img"]), int(row["img"]), 3)
     assert sum(n * count(part.trainable_weights) for n, part in parts) == int(row["params_with_head"])
     assert sum(n * count(part.non_trainable_weights) for n, part in parts) == int(row["bn_running_stats"])

@@ -30,7 +30,7 @@ MOBILEVIT = dataclasses.replace(  # smaller still
 )
 RECTANGLE = {f: (f.tiny["image_size"], 2 * f.tiny["image_size"]) for f in families.FAMILIES}
 
-each_family = pytest.mark.parametrize("family", families.FAMILIES, ids=lambda f: f.name)
+each_family = pytest.mark.parametrize("family", families.everywhere("vit", "mobilevit"))
 
 
 @pytest.fixture(scope="module")

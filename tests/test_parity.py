@@ -6,7 +6,7 @@ import families
 import keras
 import numpy as np
 import pytest
-from timm_models import randomized
+from timm_models import import_timm, randomized
 
 import keras_vits
 from keras_vits import checkpoints
@@ -33,6 +33,21 @@ def close(ours, theirs):
     assert ours.shape == theirs.shape
     assert np.ptp(theirs, axis=0).max() > 0.05 * scale, "the same numbers for every image prove nothing"
     assert np.abs(ours - theirs).max() <= 1e-4 * scale
+
+
+@pytest.fixture(scope="module", autouse=True)
+def first_values_are_not_drawn():
+    """`randomized` gives a model of timm's all its values; those that it draws before took a fifth of the time here."""
+    torch = pytest.importorskip("torch")
+    import_timm()
+    from timm.layers import weight_init
+
+    kept = lambda tensor, *args, **options: tensor
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "xavier_uniform_"):
+            patch.setattr(torch.nn.init, name, kept)
+        patch.setattr(weight_init, "_trunc_normal_", kept)
+        yield
 
 
 @pytest.fixture(scope="module")

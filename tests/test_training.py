@@ -126,6 +126,7 @@ def test_pictures_that_do_not_fit_the_model(digits, overrides, words):
         fit.fit(create(**overrides), digits.train, digits.validation)
 
 
+@pytest.mark.once  # files and numbers are compared, no arrays of a backend
 def test_impossible_resumes(digits, tmp_path):
     train, validation, path = digits.train, digits.validation, tmp_path / "vit.checkpoint.keras"
     run = dict(epochs=2, checkpoint=path, resume=True)

@@ -220,6 +220,7 @@ NARROW = {  # op -> functions (builder, x (12,4,5) or (48,5)) -> Value
 }
 
 
+@pytest.mark.once
 def test_every_operation_has_a_case():
     assert set(CASES) == set(OPS) == set(HANDLERS) - {"attention"}
 
@@ -657,6 +658,22 @@ def test_the_same_model_gives_the_same_program(tmp_path):
 
 
 @pytest.mark.once
+def test_a_program_that_a_pass_breaks_is_not_written(monkeypatch, tmp_path):
+    """coremltools' check of its program comes after the last pass, and only there."""
+    common.coremltools()
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    def breaks(graph_pass, program):
+        (function,) = program.functions.values()
+        function.outputs[0]._child_ops.append(function.outputs[0].op)
+
+    monkeypatch.setattr(type(PASS_REGISTRY["common::topological_reorder"]), "apply", breaks)
+    with pytest.raises(Exception, match="should be consumed by op"):
+        coreml.export(create("vit"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.once
 def test_errors(tmp_path):
     model = create("vit")
     for options, message in [
@@ -706,14 +723,9 @@ PREPROCESSINGS = {
 
 
 @pytest.mark.parametrize(
-    "family_name, name",
-    [
-        ("vit", "bgr"),
-        pytest.param("vit", "equal", marks=pytest.mark.once),
-        pytest.param("vit", "unequal", marks=pytest.mark.once),
-        pytest.param("mobilevit", "bgr", marks=pytest.mark.once),
-    ],
+    "family_name, name", [("vit", "bgr"), ("vit", "equal"), ("vit", "unequal"), ("mobilevit", "bgr")]
 )
+@pytest.mark.once
 def test_image_input_normalises_as_the_model_says(family_name, name, tmp_path):
     """Pixels in, with stems that pad (mobilevit) and that do not."""
     model = create(family_name, preprocessing=PREPROCESSINGS[name])
@@ -751,6 +763,7 @@ def test_the_same_bytes_whatever_the_order_of_the_metadata(tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.once  # what follows the Graph; that it is the model on every backend is in test_model_equals_file
 def test_a_classifier(tmp_path):
     """A picture in, labelled probabilities out, also after compression; a softmax without labels is plain numbers."""
     names = ["zebra", "apple", "ünicode", "d", "e"]

@@ -473,6 +473,7 @@ def test_batch_size_and_features(tmp_path):
     assert close(runner.run(x[:4])[1], keras.Model(wide.input, wide.get_layer("block_0").output).predict(x[:4]))
 
 
+@pytest.mark.once  # that of LiteRT is for every backend: what follows the Graph is the same
 def test_the_same_bytes_every_time(tmp_path):
     model = FAMILIES[4].create()
     x = images(model, 2)

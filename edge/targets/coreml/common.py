@@ -41,7 +41,7 @@ def alone_and_quiet() -> Iterator[pathlib.Path]:
     """One thread at a time: coremltools' builder keeps names and scopes for the whole process. It draws a progress bar
     for every step of a second or less, and they are not shown. Every model that it makes has a package of its own in
     the temporary folder until the process ends: they are made in the folder that is yielded; see `tied`."""
-    with _builder, contextlib.redirect_stderr(io.StringIO()), redirected(*MAKERS) as folder:
+    with _builder, contextlib.redirect_stderr(io.StringIO()), _checked_at_the_end(), redirected(*MAKERS) as folder:
         yield folder
 
 
@@ -53,6 +53,28 @@ def telling(path: pathlib.Path) -> Iterator[None]:
     except Exception as e:  # of a damaged package, its C++ and its parser raise whatever they come to
         reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise ValueError(f"{path} cannot be read by coremltools ({reason}): export the model again.") from e
+
+
+@contextlib.contextmanager
+def _checked_at_the_end() -> Iterator[None]:
+    """coremltools checks the whole program after each of its hundred passes, which takes longer than the passes: here
+    it does so once, after the last pass of a pipeline."""
+    from coremltools.converters.mil.mil.passes.pass_pipeline import PASS_REGISTRY, PassPipelineManager
+
+    def apply(program: Any, pipeline: Any) -> None:
+        pipeline.validate()
+        for name in pipeline.passes:
+            graph_pass = PASS_REGISTRY[name]
+            graph_pass.set_options(pipeline.get_options(name))
+            graph_pass(program)
+        program.validate(check_essential_scope="common::dead_code_elimination" in pipeline.passes)
+
+    theirs = PassPipelineManager.apply_pipeline
+    PassPipelineManager.apply_pipeline = staticmethod(apply)
+    try:
+        yield
+    finally:
+        PassPipelineManager.apply_pipeline = staticmethod(theirs)
 
 
 def tied(model: Any, folder: pathlib.Path) -> Any:

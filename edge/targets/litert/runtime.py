@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import pathlib
@@ -56,10 +57,15 @@ def interpreter_class() -> tuple[Any, str]:
                     f"{module}.interpreter" if module != "tensorflow.lite" else "tensorflow"
                 ).__dict__
             cls = cls["Interpreter"] if "Interpreter" in cls else cls["lite"].Interpreter
-            return cls, f"{module} {importlib.metadata.version(package)}"
+            return cls, f"{module} {_version(package)}"
         except (ImportError, KeyError):
             continue
     raise ImportError(f"No LiteRT interpreter is installed: {INSTALL}")
+
+
+@functools.cache  # Python looks through all installed packages for it
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
 
 
 def opened(path: str | pathlib.Path, **options: Any) -> tuple[Any, str]:
