@@ -23,7 +23,7 @@ def section(rows):
     dates = sorted({row["date"] for row in rows})
     one = rows[0]
     return [
-        "## Our quantization beside ai-edge-quantizer's algorithms",
+        "## Beside ai-edge-quantizer",
         "",
         f"Recorded from {dates[0]} to {dates[-1]} by `benchmarks/quantizers.py`, with ai-edge-quantizer "
         f"{one['ai_edge_quantizer']}. SQNR of the logits in dB on {one['test']} images, of files with the same layers "

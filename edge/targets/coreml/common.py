@@ -50,6 +50,8 @@ def telling(path: pathlib.Path) -> Iterator[None]:
     """Says which package coremltools cannot read, and why, in place of its own errors of any class."""
     try:
         yield
+    except ImportError:  # of a package that a recipe needs
+        raise
     except Exception as e:  # of a damaged package, its C++ and its parser raise whatever they come to
         reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise ValueError(f"{path} cannot be read by coremltools ({reason}): export the model again.") from e
