@@ -161,6 +161,7 @@ def test_predict_tells_the_same_with_every_file(run, trained, tmp_path, options)
     assert found == pytest.approx(expected, abs=0.11)
 
 
+@pytest.mark.once  # that every backend resumes is in test_training.py
 def test_interrupted_training_keeps_its_checkpoint_and_resumes(run, tmp_path, monkeypatch):
     from keras_vits.training import fit
 

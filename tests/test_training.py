@@ -42,6 +42,7 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.once  # every backend learns in test_fit.py and test_compile.py
 def test_it_learns(digits):
     model = create()
     said = []
@@ -87,6 +88,7 @@ def test_resumed_training_ends_where_an_uninterrupted_one_does(digits, tmp_path)
     assert again.epochs == 4 and again.history == {} and again.top1 == pytest.approx(found.top1, abs=1e-6)
 
 
+@pytest.mark.once  # what becomes of files
 def test_a_failed_save_leaves_the_old_checkpoint(digits, tmp_path, monkeypatch):
     checkpoint = tmp_path / "vit.checkpoint.keras"
     run = dict(epochs=2, batch_size=80, checkpoint=checkpoint)

@@ -4,6 +4,7 @@ from typing import Any
 
 from keras import layers, ops
 
+from keras_vits.layers._backend import apply
 from keras_vits.layers.base import Shape
 from keras_vits.layers.drop import DropPath
 from keras_vits.layers.mlp import activation_function
@@ -67,7 +68,7 @@ class ConvNorm(layers.Layer):
     def call(self, x: Any) -> Any:
         if self.border:
             x = ops.pad(x, ((0, 0), (self.border, self.border), (self.border, self.border), (0, 0)))
-        x = self.conv(x)
+        x = apply(self.conv, x)
         return self.act(x if self.epsilon is None else getattr(self, self.norm_name)(x))
 
 

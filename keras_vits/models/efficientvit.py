@@ -17,6 +17,7 @@ from keras import layers, ops
 
 from keras_vits.layers import ConvNorm, DropPath, SameShape, drop_path_rates
 from keras_vits.layers import _names as layer_names
+from keras_vits.layers._backend import apply
 from keras_vits.layers.linear_attention import kernel_attention, wide
 from keras_vits.layers.mlp import activation_function
 from keras_vits.models._base import VisionModel
@@ -132,8 +133,8 @@ class MultiScaleAttention(SameShape):
     def call(self, x):
         height, width, channels = x.shape[1:]
         d = self.head_width
-        qkv = self.qkv(x)
-        qkv = ops.concatenate([qkv, self.mix(self.surround(qkv))], axis=-1)
+        qkv = apply(self.qkv, x)
+        qkv = ops.concatenate([qkv, self.mix(apply(self.surround, qkv))], axis=-1)
         qkv = wide(ops.reshape(qkv, (-1, height * width, 2 * self.heads, 3 * d)))
         qkv = ops.transpose(qkv, (0, 2, 1, 3))  # (B,2 heads,N,3d)
         y = kernel_attention(ops.relu(qkv[..., :d]), ops.relu(qkv[..., d : 2 * d]), qkv[..., 2 * d :], 1e-5)

@@ -17,6 +17,7 @@ from keras import layers, ops
 
 from keras_vits.layers import ConvNorm, SameShape, TransformerBlock, fold, unfold
 from keras_vits.layers import _names as layer_names
+from keras_vits.layers._backend import apply
 from keras_vits.models._base import VisionModel
 from keras_vits.models._config import divides
 from keras_vits.models._registry import register
@@ -87,7 +88,7 @@ class MobileViTBlock(SameShape):
         return fold(x, height, width, self.patch_size)
 
     def call(self, x):
-        y = self.out(self.tokens(self.embed(self.local(x))))
+        y = self.out(self.tokens(apply(self.embed, self.local(x))))
         return self.fuse(ops.concatenate([x, y], axis=-1))
 
 

@@ -16,6 +16,7 @@ from keras import layers
 
 from keras_vits.layers import ConvNorm, DropPath, GroupNorm, Mlp, SameShape, SeparableSelfAttention, fold, unfold
 from keras_vits.layers import _names as layer_names
+from keras_vits.layers._backend import apply
 from keras_vits.models._base import VisionModel
 from keras_vits.models._registry import register
 from keras_vits.models._stages import check_mobile, mobile_stages, total_stride
@@ -95,7 +96,7 @@ class MobileViTV2Block(SameShape):
         return fold(self.norm(x), height, width, self.patch_size)
 
     def call(self, x):
-        return self.out(self.tokens(self.embed(self.local(x))))
+        return self.out(self.tokens(apply(self.embed, self.local(x))))
 
 
 def sizes(multiplier):

@@ -14,6 +14,7 @@ Differs  Height and width must be multiples of 64 (total stride x patch size). L
 from keras import ops
 
 from keras_vits.layers import ConvNorm
+from keras_vits.layers._backend import apply
 from keras_vits.models._registry import register
 from keras_vits.models.mobilevit import MobileViT, MobileViTBlock
 from keras_vits.models.mobilevit_v2 import MobileViTV2, MobileViTV2Block, sizes
@@ -37,7 +38,7 @@ class MobileViTV3Block(MobileViTBlock):
         self.fuse.build((batch, height, width, self.token_width + channels))
 
     def call(self, x):
-        y = self.embed(self.local(x))
+        y = apply(self.embed, self.local(x))
         return x + self.fuse(ops.concatenate([y, self.out(self.tokens(y))], axis=-1))
 
 
@@ -54,7 +55,7 @@ class SeparableV3Block(MobileViTV2Block):
         self.out.build((batch, height, width, 2 * self.token_width))
 
     def call(self, x):
-        y = self.embed(self.local(x))
+        y = apply(self.embed, self.local(x))
         return x + self.out(ops.concatenate([self.tokens(y), y], axis=-1))
 
 
