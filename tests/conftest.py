@@ -4,6 +4,7 @@ import gc
 import inspect
 import os
 import pathlib
+import re
 import signal
 import sys
 import types
@@ -37,6 +38,14 @@ def pytest_sessionstart():
 
         if not pathlib.Path(keras_vits.__file__).is_relative_to(wheel):
             raise pytest.UsageError(f"The tests were to run on the wheel in {wheel}, and import {keras_vits.__file__}.")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Where tests that run once are left out, the modules of such tests alone are not even imported."""
+    if config.getoption("markexpr") == "not once" and collection_path.suffix == ".py":
+        text = collection_path.read_text(encoding="utf-8")
+        return bool(re.search(r"^pytestmark = \[?pytest\.mark\.once\b", text, re.MULTILINE)) or None
+    return None
 
 
 def pytest_collection_modifyitems(items):
