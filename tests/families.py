@@ -307,7 +307,7 @@ def once_but(cases, *names):
 def everywhere(*names, among=None):
     """The families, or those of some names, as a test's parameters: these on every backend, the others once.
 
-    For what follows from a model's graph and weights, which are equal on every backend: graph/test_trace.py.
+    For what follows from a model's graph and weights, which are equal on every backend: graph/test_backends.py.
     """
     chosen = {family.name: family for family in FAMILIES if among is None or family.name in among}
     return [pytest.param(chosen[p.values[0]], marks=p.marks, id=p.values[0]) for p in once_but(chosen, *names)]

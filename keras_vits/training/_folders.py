@@ -99,19 +99,19 @@ def _of_classes(path: pathlib.Path, names: Sequence[str]) -> Folders:
         if len(_subfolders(inside)) > 1:
             raise ValueError(f"{path} holds one folder, whose own subfolders look like the data: give {inside}.")
     class_names = _enough(path, names)
+    folders_in = {name: _subfolders(path / name) for name in names}
     for name in filter(_role, names):
-        if set(names) & set(_subfolders(path / name)):
+        if set(names) & set(folders_in[name]):
             raise ValueError(
                 f"{path} has the classes {', '.join(n for n in names if n != name)}, and {name} has classes of the "
                 "same names: put those that train into a folder train beside it."
             )
-    splits = {name: _split(path / name, _subfolders(path / name)) for name in names}
+    splits = {name: _split(path / name, folders_in[name]) for name in names}
     splits = {name: split if "train" in split and len(split) > 1 else {} for name, split in splits.items()}
     if not any(splits.values()):
         folders = {name: path / name for name in names}
-        return Folders(
-            class_names=class_names, parts={"train": folders}, ignored=_loose(path), doubt=_same_inside(folders)
-        )
+        doubt = _same_inside(path, folders_in)
+        return Folders(class_names=class_names, parts={"train": folders}, ignored=_loose(path), doubt=doubt)
     parts: dict[str, dict[str, pathlib.Path]] = {}
     for name, split in splits.items():
         entries = [p for p in (path / name).iterdir() if not is_hidden(p.name)]
@@ -126,18 +126,21 @@ def _of_classes(path: pathlib.Path, names: Sequence[str]) -> Folders:
     return Folders(class_names=class_names, parts=parts, test=test, ignored=_loose(path))
 
 
-def _same_inside(folders: Mapping[str, pathlib.Path]) -> str:
-    """What to say of classes that hold nothing but the same folders: they may be parts of the data, such as folds."""
-    inside = [_subfolders(folder) for folder in folders.values()]
-    if (
-        len(inside[0]) < 2
-        or any(names != inside[0] for names in inside)
-        or any(map(_pictures_right_in, folders.values()))
-    ):
+def _same_inside(path: pathlib.Path, inside: Mapping[str, Sequence[str]]) -> str:
+    """What to say of classes that hold nothing but the same folders: they may be parts of the data, such as folds.
+
+    Args:
+        path: of the folder.
+        inside: class -> folders in it.
+    """
+    same = next(iter(inside.values()))
+    if len(same) < 2 or any(names != same for names in inside.values()):
+        return ""
+    if any(_pictures_right_in(path / name) for name in inside):
         return ""
     return (
-        f"Taken for classes: {listed(list(folders))}, which hold the same folders ({listed(inside[0])}). If those are "
-        "the classes, give one of the folders that hold them"
+        f"Taken for classes: {listed(list(inside))}, which hold the same folders ({listed(same)}). If those are the "
+        "classes, give one of the folders that hold them"
     )
 
 

@@ -346,8 +346,8 @@ WHOLE = {
 @pytest.mark.parametrize("name", WHOLE)
 def test_one_partition(name, tmp_path):
     make, shape = WHOLE[name]
-    x = keras.Input(shape)  # what XNNPACK left out would part what stands before it from what stands behind it
-    graph = rewrite(trace(keras.Model(x, ops.tanh(make()(ops.tanh(x))))))
+    x = keras.Input(shape)
+    graph = rewrite(trace(keras.Model(x, make()(x))))
     (tmp_path / "layer.tflite").write_bytes(edge.litert.write(graph))
     runner = edge.litert.Runner(tmp_path / "layer.tflite")
     assert (runner.partitions(), runner.outside()) == (1, {})
